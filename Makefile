@@ -1,0 +1,71 @@
+# `make demo` and `make test` each do everything from a bare checkout. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV ?= .venv
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+PY := $(BIN)/python
+
+# A pip index with another build of torch (CPU only, or another CUDA): see "Another build of torch" in the README.
+TORCH_INDEX ?=
+
+# What the demo trains, and where to. Flags are those of pretraining/pretrain_simple.py.
+DEMO_RUN ?= runs/demo
+DEMO_FLAGS ?=
+PROMPTS ?= "The assert statement" "Return a list of" "If the file does not exist," "class"
+
+.PHONY: help setup demo test lint types pytest format clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.installed ## make .venv with everything pinned (the other targets do it when it is needed)
+
+# The stamp is younger than the pins, or the pins have changed.
+$(VENV)/.installed: requirements.txt constraints.txt pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+	  { echo "error: Python 3.11 or newer is needed, and $(PYTHON) is `$(PYTHON) --version 2>&1`: make PYTHON=python3.12 ..."; exit 2; }
+	@echo "Installing into $(VENV): some minutes the first time, not again until the pins change"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --upgrade pip
+ifneq ($(TORCH_INDEX),)
+	@$(PY) -m pip install --quiet "$$(grep -o '^torch==[0-9.]*' requirements.txt)" --index-url $(TORCH_INDEX)
+endif
+	@$(PY) -m pip install --quiet -r requirements.txt -c constraints.txt
+	@$(PY) -m pip install --quiet --no-deps --no-build-isolation -e .
+	@$(PY) -c "import pathlib; pathlib.Path('$(VENV)/.installed').touch()"
+
+demo: $(VENV)/.installed ## text to a model that writes: tokenizer, shards, training, generation
+	@echo "The demo takes about 6 minutes, at most 8 on a slow machine: 10 seconds to read Python's documentation,"
+	@echo "5 minutes at most to train on it, and the rest to measure and write."
+	@echo
+	$(PY) working_with_text_data/bytepair_enc/train_tokenizer.py --corpus python-docs --out $(DEMO_RUN)/tokenizer.json
+	@echo
+	$(PY) pretraining/prepare_data.py --corpus python-docs --tokenizer $(DEMO_RUN)/tokenizer.json --out $(DEMO_RUN)/tokens
+	@echo
+	$(PY) pretraining/pretrain_simple.py --data $(DEMO_RUN)/tokens --run $(DEMO_RUN) $(DEMO_FLAGS)
+	@echo
+	$(PY) gpt_model/generate.py --model $(DEMO_RUN)/model --max-new-tokens 100 --prompt $(PROMPTS)
+
+test: lint types pytest ## style, types and all tests
+
+lint: $(VENV)/.installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(VENV)/.installed
+	$(PY) -m mypy
+
+pytest: $(VENV)/.installed
+	$(PY) -m pytest
+
+format: $(VENV)/.installed ## write the code in the project's style
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean: ## remove what the demo wrote
+	rm -rf $(DEMO_RUN)

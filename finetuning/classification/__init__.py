@@ -1,0 +1,1 @@
+"""Classification with a pretrained model. Not built yet."""

@@ -1,0 +1,1 @@
+"""Instruction tuning of a pretrained model. Not built yet."""

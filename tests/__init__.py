@@ -1,0 +1,1 @@
+"""Tests, in folders that mirror the house. Each compares with something independent of the code that it tests."""
