@@ -1,0 +1,34 @@
+"""What a run leaves behind can be read again, also after a kill."""
+
+from __future__ import annotations
+
+import re
+
+from utils.plots import save_curves
+from utils.tracking import MetricsLog, provenance, read_metrics
+
+
+def test_metrics_come_back_and_a_torn_last_line_does_not(tmp_path):
+    path = tmp_path / "run" / "metrics.jsonl"
+    log = MetricsLog(path)
+    log.log(step=1, loss=2.5)
+    log.log(step=2, loss=2.25)
+    assert read_metrics(path) == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.25}]  # before it is closed
+    log.close()
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"step": 3, "lo')
+    assert len(read_metrics(path)) == 2
+
+
+def test_provenance_names_versions_and_commit(tmp_path):
+    made_by = provenance(seed=3)
+    assert made_by["seed"] == 3
+    assert set(made_by["versions"]) >= {"python", "torch"}
+    assert made_by["commit"] is None or re.fullmatch(r"[0-9a-f]{40}\+?", made_by["commit"])
+
+
+def test_a_plot_is_a_png_of_its_curves(tmp_path):
+    save_curves(tmp_path / "one.png", {"loss": ([0, 1], [2.0, 1.0])}, "t", "step", "nats")
+    save_curves(tmp_path / "two.png", {"loss": ([0, 1], [1.0, 2.0])}, "t", "step", "nats")
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "one.png").read_bytes() != (tmp_path / "two.png").read_bytes()

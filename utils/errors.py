@@ -1,0 +1,62 @@
+"""The one way a mistake of the user's reaches the user: a single line, no traceback.
+
+Inside the library a wrong value raises `ValueError` with the value and what was expected. At the edges
+(a script, a file, the network) that becomes one line on standard error and a non-zero exit status. Every
+script's last line is therefore `run_command(main, Config)`.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import tyro
+
+Config = TypeVar("Config")
+
+EXIT_USER_ERROR = 2  # the shell's convention for wrong usage
+EXIT_INTERRUPTED = 130  # 128 + SIGINT
+
+
+class UserError(Exception):
+    """Something that the user can mend. The message says in one line what is wrong and what to do."""
+
+
+def one_line(error: Exception) -> str:
+    """What to print for `error`: its own words for a `UserError` or `ValueError`, plain ones for the disk's errors."""
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f" ({error.filename})" if error.filename else ""
+        advice = {
+            errno.ENOSPC: f"the disk is full{where}: free some space and run the same command again",
+            errno.EDQUOT: f"the disk quota is used up{where}: free some space and run the same command again",
+            errno.EACCES: f"permission denied{where}: choose a folder that you may write to, or change its permissions",
+            errno.EPERM: f"not permitted{where}: choose another folder, or change its permissions",
+            errno.EROFS: f"the file system is read-only{where}: choose a folder that you may write to",
+            errno.ENOENT: f"no such file or folder{where}",
+            errno.ENOTDIR: f"part of that path is a file, not a folder{where}",
+            errno.EISDIR: f"that is a folder where a file is needed{where}",
+        }.get(error.errno)
+        return advice or f"{error.strerror}{where}"
+    return " ".join(str(error).split())
+
+
+def run_command(main: Callable[[Config], None], config_class: type[Config]) -> None:
+    """Parses the command line into `config_class`, runs `main`, and ends the process as a command should.
+
+    Exit status: 0 when done, 2 for anything the user can mend (one line on standard error), 130 after Ctrl-C.
+    Any other exception is a bug of ours and keeps its traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):  # a Windows console or a pipe may be cp1252; a model writes any character
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    description = (sys.modules["__main__"].__doc__ or "").strip()
+    try:
+        main(tyro.cli(config_class, description=description))
+    except (UserError, ValueError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)

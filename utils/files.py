@@ -1,0 +1,132 @@
+"""Files that are either whole or not there.
+
+A program can be killed, and a disk can fill, between any two bytes. So nothing here writes where a reader looks:
+it writes beside the target, asks the disk to keep it, and renames. A rename within one file system happens at
+one instant, so whoever opens the target sees the old contents or the new, never half of either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """Writes `data` to `path` at one instant, making the folders above it.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; `path` then is as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """`write_bytes` of `text` in UTF-8, with the line ends that it has (no translation on Windows)."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """`write_text` of `value` as indented JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """The value in the JSON file at `path`.
+
+    Raises:
+        ValueError: the file is not JSON; the message names it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are both ValueErrors
+        raise ValueError(f"{path} is not a readable JSON file ({error})") from None
+
+
+@contextlib.contextmanager
+def replace_folder(folder: Path | str, marker: str) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `folder` when the block ends without an error.
+
+    Args:
+        folder: the target. It may be absent, empty, or an older one of the same kind.
+        marker: the file by which such a folder is known (`manifest.json`, say). A folder that has other things in it
+            and no marker is somebody's own and is never replaced.
+
+    Raises:
+        ValueError: `folder` holds something else.
+        OSError: cannot be written, disk full. The old folder is then as it was and nothing else remains.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: choose another folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
+        raise ValueError(f"{folder} holds other files and no {marker}, so it is not replaced: choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    recover_folder(folder, marker)
+    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.new."))
+    os.chmod(staging, 0o777 & ~_umask())
+    try:
+        yield staging
+        old = folder.with_name(f".{folder.name}.old")
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(staging, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        recover_folder(folder, marker)
+        raise
+
+
+def recover_folder(folder: Path | str, marker: str) -> None:
+    """Brings back the last whole `folder` where a kill fell between the two renames of `replace_folder`.
+
+    Readers call it before they look, so that no instant of a kill loses what had been written.
+    """
+    folder = Path(folder)
+    old = folder.with_name(f".{folder.name}.old")
+    if (old / marker).is_file() and not folder.exists():
+        os.replace(old, folder)
+    elif folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def require_writable(folder: Path | str) -> Path:
+    """Makes `folder` and proves that it can be written, before hours of work are spent on what should go there."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+    return folder
+
+
+def sha256_of(path: Path | str) -> str:
+    """The SHA-256 of the file's bytes, as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    """The process's file mode mask, which can be read only by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

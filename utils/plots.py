@@ -1,0 +1,41 @@
+"""Figures, readable in black and white: lines differ by dash and marker, not by colour alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.files import write_bytes
+
+Curve = tuple[Sequence[float], Sequence[float]]  # x values, y values
+_LINES: tuple[dict[str, Any], ...] = (
+    {"linestyle": "-", "color": "0.6", "linewidth": 1.0},
+    {"linestyle": "-", "color": "black", "marker": "o", "markersize": 4, "linewidth": 1.5},
+    {"linestyle": "--", "color": "0.3", "marker": "s", "markersize": 4},
+    {"linestyle": ":", "color": "black", "marker": "^", "markersize": 4},
+)
+
+
+def save_curves(
+    path: Path | str, curves: Mapping[str, Curve], title: str, x_label: str, y_label: str, note: str = ""
+) -> None:
+    """Draws named curves into one PNG, written atomically. Labels carry the units; `note` stands small in a corner."""
+    import matplotlib  # here, because it takes a second that most commands need not wait
+
+    matplotlib.use("Agg")  # draws into memory: no window, so it works on servers and in any thread
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for (name, (x, y)), style in zip(curves.items(), _LINES, strict=False):
+        axes.plot(x, y, label=name, **style)
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    if note:
+        axes.text(0.02, 0.03, note, transform=axes.transAxes, fontsize=8, va="bottom")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    plt.close(figure)
+    write_bytes(path, picture.getvalue())
