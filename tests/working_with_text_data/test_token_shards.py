@@ -1,0 +1,154 @@
+"""Shards hold exactly the documents' ids; batches are every window once an epoch."""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from working_with_text_data.bytepair_enc import BytePairTokenizer
+from working_with_text_data.corpora import Document, Split
+from working_with_text_data.token_shards import (
+    Batches,
+    TokenShards,
+    evaluation_windows,
+    token_dtype,
+    write_shards,
+)
+
+DOCUMENTS: list[tuple[Split, Document]] = [
+    ("train" if i % 4 else "validation", Document(f"d{i}", f"document number {i}. " * (i + 1))) for i in range(12)
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return BytePairTokenizer.train([d.text for _, d in DOCUMENTS], 280)
+
+
+@pytest.fixture
+def folder(tokenizer, tmp_path):
+    write_shards(tmp_path / "tokens", DOCUMENTS, tokenizer, {"why": "test"}, shard_tokens=50)
+    return tmp_path / "tokens"
+
+
+def test_shards_are_the_documents_with_an_end_after_each(folder, tokenizer):
+    shards = TokenShards.open(folder)
+    for split in ("train", "validation"):
+        expected = []
+        for side, document in DOCUMENTS:
+            if side == split:
+                expected += [*tokenizer.encode_ordinary(document.text), tokenizer.eot_token]
+        assert np.concatenate(shards.arrays[split]).tolist() == expected
+        assert all(len(array) == 50 for array in shards.arrays[split][:-1])
+        part = shards.manifest[split]
+        assert part["tokens"] == len(expected)
+        assert part["bytes"] == sum(len(d.text) for side, d in DOCUMENTS if side == split)
+    rows = [json.loads(line) for line in (folder / "documents.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["name"] for row in rows] == [d.name for _, d in DOCUMENTS]
+
+
+def test_ids_are_stored_in_the_smaller_type_that_holds_them():
+    assert token_dtype(65_536).itemsize == 2
+    assert token_dtype(65_537).itemsize == 4
+
+
+def test_the_same_input_gives_the_same_bytes(folder, tokenizer, tmp_path):
+    write_shards(tmp_path / "again", DOCUMENTS, tokenizer, {"why": "test"}, shard_tokens=50)
+    names = sorted(os.listdir(folder))
+    assert names == sorted(os.listdir(tmp_path / "again"))
+    assert all((folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)
+
+
+def test_another_tokenizer_is_refused(folder, tmp_path):
+    BytePairTokenizer.train(["something else entirely, else"], 280).save(tmp_path / "foreign.json")
+    with pytest.raises(ValueError, match="is not the tokenizer that made the shards"):
+        TokenShards.open(folder, tmp_path / "foreign.json")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="no tokenizer at"):
+        TokenShards.open(folder)
+
+
+def test_damage_is_found(folder, tmp_path):
+    shard = folder / "train_00001.bin"
+    shard.write_bytes(shard.read_bytes()[:-2])
+    with pytest.raises(ValueError, match=r"train_00001\.bin has 98 bytes, not 100"):
+        TokenShards.open(folder)
+    with pytest.raises(ValueError, match="no token shards in"):
+        TokenShards.open(tmp_path / "nowhere")
+    (folder / "manifest.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(ValueError, match="not a manifest"):
+        TokenShards.open(folder)
+
+
+def test_nothing_is_left_when_writing_fails(tokenizer, tmp_path):
+    def failing():
+        yield DOCUMENTS[1]
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_shards(tmp_path / "tokens", failing(), tokenizer, {})
+    with pytest.raises(ValueError, match="no text for validation"):
+        write_shards(tmp_path / "tokens", DOCUMENTS[1:2], tokenizer, {})
+    assert os.listdir(tmp_path) == []
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 60), min_size=1, max_size=4),
+    context=st.integers(1, 9),
+    batch_size=st.integers(1, 4),
+    seed=st.integers(0, 3),
+)
+def test_an_epoch_is_every_window_once(lengths, context, batch_size, seed):
+    starts = np.cumsum([0, *lengths])
+    arrays = [np.arange(a, b) for a, b in pairwise(starts)]
+    try:
+        batches = Batches(arrays, context, batch_size, seed)
+    except ValueError as error:
+        assert "too few for a batch" in str(error)
+        assert sum(max((n - 1) // context - 1, 0) for n in lengths) < batch_size
+        return
+    for epoch in range(2):
+        steps = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
+        seen = [batches.batch(step) for step in steps]
+        inputs = np.concatenate([x for x, _ in seen])
+        assert all((y == x + 1).all() for x, y in seen)  # each target is the id that follows
+        assert (np.diff(inputs, axis=1) == 1).all()  # windows are unbroken
+        assert len(np.unique(inputs)) == inputs.size  # no token twice in an epoch
+        assert inputs.shape == (batches.steps_per_epoch * batch_size, context)
+        for x in inputs:  # and none crosses from one shard to the next
+            assert np.searchsorted(starts, x[0], "right") == np.searchsorted(starts, x[-1] + 1, "right")
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    arrays = [np.arange(1000)]
+    one, other = Batches(arrays, 8, 4, seed=1), Batches(arrays, 8, 4, seed=1)
+    for step in (50, 3, 0, 99, 3):  # any order
+        assert (one.batch(step)[0] == other.batch(step)[0]).all()
+    assert not (one.batch(0)[0] == Batches(arrays, 8, 4, seed=2).batch(0)[0]).all()
+    with pytest.raises(ValueError, match="at least 1"):
+        Batches(arrays, 0, 4)
+
+
+@given(st.integers(2, 200), st.integers(1, 20))
+def test_evaluation_windows_lie_side_by_side(n, context):
+    windows = evaluation_windows([np.arange(n)], context)
+    assert (np.diff(windows, axis=1) == 1).all()
+    assert (windows[1:, 0] == windows[:-1, -1]).all()
+    unseen = n - 1 - windows[:, 1:].size
+    assert 0 <= unseen < context
+
+
+def test_evaluation_windows_are_spread_over_all_text():
+    windows = evaluation_windows([np.arange(1001)], 10, max_tokens=50)
+    assert windows.shape == (5, 11)
+    assert windows[0, 0] == 0
+    assert windows[-1, -1] == 1000
+    with pytest.raises(ValueError, match="too little validation text"):
+        evaluation_windows([np.arange(1)], 10)

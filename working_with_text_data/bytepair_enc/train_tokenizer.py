@@ -1,0 +1,84 @@
+"""Trains a byte-pair tokenizer on a corpus and shows what it learned.
+
+python working_with_text_data/bytepair_enc/train_tokenizer.py --corpus python-docs --vocab-size 2048
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils.errors import UserError, run_command
+from utils.files import require_writable
+from working_with_text_data.bytepair_enc import GPT2_PATTERN, GPT4_PATTERN, BytePairTokenizer
+from working_with_text_data.bytepair_enc.tokenizer_json import recover_pair
+from working_with_text_data.corpora import CorpusOptions
+
+PATTERNS = {"gpt2": GPT2_PATTERN, "gpt4": GPT4_PATTERN}
+
+
+@dataclass(frozen=True)
+class TrainTokenizer(CorpusOptions):
+    """The flags of this script."""
+
+    out: Path = Path("runs/demo/tokenizer.json")
+    """Where the tokenizer goes."""
+    vocab_size: int = 2048
+    """Tokens in the vocabulary: 256 bytes, then one a merge, then <|endoftext|>."""
+    pattern: str = "gpt4"
+    """How text is cut before merging: gpt2, gpt4, or a regular expression of your own."""
+    sentence: str = "The quick brown fox doesn't jump over 12345 lazy dogs."
+    """Shown as the tokenizer splits it."""
+
+
+def show(piece: bytes) -> str:
+    """A token for people: spaces as a middle dot, line ends as ⏎, bytes that are no whole character as \\x.."""
+    return piece.decode("utf-8", "backslashreplace").replace(" ", "·").replace("\n", "⏎")
+
+
+def main(options: TrainTokenizer) -> None:
+    if options.out.is_dir():
+        raise UserError(f"--out {options.out} is a folder: give a file name such as {options.out / 'tokenizer.json'}")
+    require_writable(options.out.parent)
+    print(f"Training a tokenizer of {options.vocab_size:,} tokens on the training documents of {options.corpus}")
+
+    held_out: list[str] = []
+
+    def training_texts() -> Iterator[str]:
+        for split, document in tqdm(options.split_documents(), desc="reading", unit=" documents", disable=None):
+            if split == "train":
+                yield document.text
+            elif sum(map(len, held_out)) < 2_000_000:  # enough to measure on
+                held_out.append(document.text)
+
+    pattern = PATTERNS.get(options.pattern, options.pattern)
+    tokenizer = BytePairTokenizer.train(training_texts(), options.vocab_size, pattern, progress=True)
+    tokenizer.save(options.out)
+
+    by_rank = sorted(tokenizer.ranks, key=tokenizer.ranks.__getitem__)
+    print("\nThe first merges:")
+    for token in by_rank[256:266]:
+        left, right = recover_pair(token, tokenizer.ranks)
+        print(f"  {tokenizer.ranks[token]:5d}  {show(left)} + {show(right)} -> {show(token)}")
+    longest = sorted(by_rank, key=len, reverse=True)[:8]
+    print(f"The longest tokens: {'  '.join(show(token) for token in longest)}")
+    n_bytes = sum(len(text.encode("utf-8", "replace")) for text in held_out)
+    n_tokens = sum(len(tokenizer.encode_ordinary(text)) for text in held_out)
+    if n_tokens:
+        print(f"Compression on {n_bytes:,} bytes of held-out text: {n_bytes / n_tokens:.2f} bytes per token")
+    ids = tokenizer.encode_ordinary(options.sentence)
+    pieces = tokenizer.decode_tokens_bytes(ids)
+    print(f"{len(options.sentence)} characters in {len(ids)} tokens: {' | '.join(show(piece) for piece in pieces)}")
+    print(f"  ids: {ids}")
+    if tokenizer.n_vocab < options.vocab_size:
+        print(f"The corpus ran out of repeated pairs: the vocabulary has {tokenizer.n_vocab:,} tokens")
+    print(f"\nWrote {options.out}")
+    print(f"Next: python pretraining/prepare_data.py --tokenizer {options.out} --corpus {options.corpus}", end="")
+    print(f" --books {options.books}" if options.books else "")
+
+
+if __name__ == "__main__":
+    run_command(main, TrainTokenizer)
