@@ -1,0 +1,211 @@
+"""GPT-2: the body that every model of this house shares.
+
+Ids become vectors; blocks refine them by turns of looking around (attention) and thinking over (a two-layer network);
+the last vectors are compared with every token's embedding to say which comes next:
+
+    x = wte[ids] + wpe[positions]
+    for each block:   x = x + attention(norm(x));   x = x + mlp(norm(x))
+    logits = norm(x) · wteᵀ
+
+The sums are the *residual stream*: every block adds to it and none replaces it, so gradients reach the first layer
+undiminished. Normalising before each part rather than after it is GPT-2's change to the Transformer that made deep
+stacks train (Radford et al. 2019, section 2.3). Input and output share the matrix wte (Press and Wolf 2017).
+
+Parameters have the names of Hugging Face's GPT-2, so a trained model *is* one: see `pretrained.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attention_mechanisms import LayerCaches, MultiHeadAttention
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a GPT. The defaults are GPT-2's smallest, 124 million parameters.
+
+    Raises:
+        ValueError: a number is not positive, `n_head` does not divide `d_model`, or dropout is not in [0, 1).
+    """
+
+    vocab_size: int = 50257
+    """Tokens in the vocabulary: rows of the embedding."""
+    context_length: int = 1024
+    """Tokens that the model can see at once: rows of the position embedding."""
+    n_layer: int = 12
+    """Blocks, one above the other."""
+    n_head: int = 12
+    """Attention heads in each block."""
+    d_model: int = 768
+    """Width of the residual stream."""
+    dropout: float = 0.0
+    """Probability of setting a number to zero in training; against learning a small corpus by heart."""
+    layer_norm_epsilon: float = 1e-5
+    """Added to the variance in LayerNorm, so that a constant vector does not divide by zero."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context_length", "n_layer", "n_head", "d_model"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.d_model % self.n_head:
+            raise ValueError(f"d_model={self.d_model} is not divisible by n_head={self.n_head}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+
+    def attention_arguments(self) -> dict[str, Any]:
+        """What the model's `attention_class` is made with; a variant's config adds its own."""
+        return {"d_model": self.d_model, "n_head": self.n_head, "dropout": self.dropout}
+
+
+class MLP(nn.Module):
+    """The two-layer network of a block, applied to each token alone: four times wider, GELU, and back."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.d_model, 4 * config.d_model)
+        self.c_proj = nn.Linear(4 * config.d_model, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, tokens, d_model) to the same."""
+        x = F.gelu(self.c_fc(x), approximate="tanh")  # (batch, tokens, 4 * d_model)
+        return self.dropout(self.c_proj(x))  # (batch, tokens, d_model)
+
+
+class Block(nn.Module):
+    """Attention, then the MLP, each reading a normalised copy of the residual stream and adding to it."""
+
+    def __init__(self, config: GPTConfig, attention_class: type[Any]) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.attn = attention_class(**config.attention_arguments())
+        self.ln_2 = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        """(batch, tokens, d_model) to the same."""
+        x = x + self.attn(self.ln_1(x), cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """Embeddings, blocks and the last norm: ids to vectors. The names of its parts are Hugging Face's."""
+
+    def __init__(self, config: GPTConfig, attention_class: type[Any]) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.d_model)
+        self.wpe = nn.Embedding(config.context_length, config.d_model)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList([Block(config, attention_class) for _ in range(config.n_layer)])
+        self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """`h`, for type checkers."""
+        return cast(list[Block], list(self.h))
+
+    def forward(self, ids: Tensor, positions: Tensor, cache: LayerCaches | None = None) -> Tensor:
+        """ids (batch, tokens) and their positions (tokens,) to (batch, tokens, d_model)."""
+        x = self.drop(self.wte(ids) + self.wpe(positions))  # (batch, tokens, d_model)
+        for i, block in enumerate(self.h):
+            x = block(x, cache.layers[i] if cache is not None else None)
+        normalised: Tensor = self.ln_f(x)
+        return normalised
+
+
+class GPT(nn.Module):
+    """A GPT-2 language model.
+
+    A variant is a subclass that names another `config_class` and `attention_class`; nothing else of the body changes.
+    """
+
+    config_class: ClassVar[type[GPTConfig]] = GPTConfig
+    attention_class: ClassVar[type[Any]] = MultiHeadAttention
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config, self.attention_class)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head.weight = self.transformer.wte.weight  # one matrix, read in two ways
+        self.apply(self._initialise)
+        for name, parameter in self.named_parameters():
+            if name.endswith("c_proj.weight"):
+                # Each of the 2 · n_layer parts adds to the stream; scaled so, its variance at the top is that of one.
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
+
+    @staticmethod
+    def _initialise(module: nn.Module) -> None:
+        """GPT-2's: every matrix normal with deviation 0.02, biases zero."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def forward(self, ids: Tensor, cache: LayerCaches | None = None) -> Tensor:
+        """The logits of the token after each of `ids`.
+
+        Args:
+            ids: int64 (batch, tokens).
+            cache: what `make_cache` gave; `ids` then follow the tokens that are in it, and are added.
+
+        Returns:
+            (batch, tokens, vocab_size).
+
+        Raises:
+            ValueError: the text would be longer than `context_length`.
+        """
+        logits: Tensor = self.lm_head(self.hidden_states(ids, cache))  # (batch, tokens, vocab_size)
+        return logits
+
+    def hidden_states(self, ids: Tensor, cache: LayerCaches | None = None) -> Tensor:
+        """The last block's vectors, normalised: `forward` without the output matrix. (batch, tokens, d_model)."""
+        start = cache.length if cache is not None else 0
+        end = start + ids.shape[1]
+        if end > self.config.context_length:
+            raise ValueError(f"{end} tokens are more than the model's context of {self.config.context_length}")
+        hidden: Tensor = self.transformer(ids, torch.arange(start, end, device=ids.device), cache)
+        return hidden
+
+    def make_cache(self, batch_size: int, max_length: int | None = None) -> LayerCaches:
+        """An empty cache for `batch_size` sequences of up to `max_length` tokens (the whole context if not given)."""
+        length = self.config.context_length if max_length is None else max_length
+        return LayerCaches([block.attn.make_cache(batch_size, length) for block in self.transformer.blocks])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.lm_head.weight.device
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of parameters, the shared embedding counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def save_pretrained(self, folder: Path | str, tokenizer: Any = None, made_by: dict[str, Any] | None = None) -> None:
+        """Writes a model folder: see `pretrained.save_model`."""
+        from gpt_model.pretrained import save_model
+
+        save_model(self, folder, tokenizer, made_by)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> Self:
+        """Reads a model folder: see `pretrained.load_model`.
+
+        Raises:
+            ValueError: not a model folder, or one of another class.
+        """
+        from gpt_model.pretrained import load_model
+
+        model = load_model(folder)
+        if type(model) is not cls:
+            raise ValueError(f"{folder} holds a {type(model).__name__}, not a {cls.__name__}")
+        return model

@@ -1,0 +1,165 @@
+"""Model folders: a trained GPT on disk, which is a Hugging Face GPT-2 folder as well.
+
+    config.json             the shape, under Hugging Face's names
+    model.safetensors       the weights, under Hugging Face's names
+    tokenizer.json          the tokenizer (tokenizer_config.json tells `transformers` how to open it)
+    scratchbook.json        how it was made: command, data, versions, metrics
+
+Two traps stand between our tensors and theirs. Their GPT-2 keeps its four matrices of a block as (in, out), the
+transpose of what `nn.Linear` keeps; and the output matrix is not stored, since it is the embedding.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gpt_model.gpt import GPT, GPTConfig
+from utils.files import read_json, recover_folder, replace_folder, write_json
+from working_with_text_data.bytepair_enc import BytePairTokenizer
+from working_with_text_data.bytepair_enc.bpe import END_OF_TEXT
+
+CONFIG, WEIGHTS, TOKENIZER, MADE_BY = "config.json", "model.safetensors", "tokenizer.json", "scratchbook.json"
+_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+_HUGGING_FACE_NAMES = {
+    "vocab_size": "vocab_size",
+    "context_length": "n_positions",
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "d_model": "n_embd",
+    "dropout": "resid_pdrop",
+    "layer_norm_epsilon": "layer_norm_epsilon",
+}
+
+
+def to_huggingface(model: GPT) -> dict[str, Tensor]:
+    """The model's weights under Hugging Face's names and in its layout."""
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    return {name: (w.T if name.endswith(_TRANSPOSED) else w).contiguous() for name, w in weights.items()}
+
+
+def from_huggingface(model: GPT, weights: dict[str, Tensor]) -> None:
+    """Puts weights in Hugging Face's layout into `model`.
+
+    Raises:
+        ValueError: names or shapes differ; the message lists the first ones.
+    """
+    weights = {name if name.startswith("transformer.") else f"transformer.{name}": w for name, w in weights.items()}
+    ignored = (".attn.bias", ".attn.masked_bias", "lm_head.weight")  # masks that old versions saved; the tied matrix
+    ours = {name: w.T if name.endswith(_TRANSPOSED) else w for name, w in weights.items() if not name.endswith(ignored)}
+    expected = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    wrong = [f"{name} is missing" for name in expected.keys() - ours.keys()]
+    wrong += [f"{name} is not part of this model" for name in ours.keys() - expected.keys()]
+    wrong += [
+        f"{name} has shape {tuple(ours[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in expected.keys() & ours.keys()
+        if ours[name].shape != expected[name].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(f"the weights do not fit the model: {'; '.join(sorted(wrong)[:3])}{more}")
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(ours[name])
+
+
+def save_model(
+    model: GPT,
+    folder: Path | str,
+    tokenizer: BytePairTokenizer | None = None,
+    made_by: dict[str, Any] | None = None,
+) -> None:
+    """Writes a model folder, which appears whole or not at all; an older one is replaced.
+
+    Raises:
+        ValueError: `folder` holds something that is not a model folder.
+        OSError: cannot be written, disk full; an older model stays as it was.
+    """
+    config = {ours: getattr(model.config, ours) for ours in _HUGGING_FACE_NAMES}
+    content: dict[str, Any] = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        **{_HUGGING_FACE_NAMES[ours]: value for ours, value in config.items()},
+        "attn_pdrop": model.config.dropout,
+        "embd_pdrop": model.config.dropout,
+        "tie_word_embeddings": True,
+    }
+    if tokenizer is not None and END_OF_TEXT in tokenizer.special_tokens:
+        content |= {"bos_token_id": tokenizer.eot_token, "eos_token_id": tokenizer.eot_token}
+    with replace_folder(folder, CONFIG) as staging:
+        write_json(staging / CONFIG, content)
+        _save_weights(to_huggingface(model), staging / WEIGHTS)
+        if tokenizer is not None:
+            tokenizer.save(staging / TOKENIZER)
+            end = END_OF_TEXT if END_OF_TEXT in tokenizer.special_tokens else None
+            write_json(
+                staging / "tokenizer_config.json",
+                {
+                    "tokenizer_class": "PreTrainedTokenizerFast",
+                    "model_max_length": model.config.context_length,
+                    "clean_up_tokenization_spaces": False,
+                    **({"bos_token": end, "eos_token": end} if end else {}),
+                },
+            )
+        write_json(staging / MADE_BY, made_by or {})
+
+
+def _save_weights(weights: dict[str, Tensor], path: Path) -> None:
+    """Writes the weights; a full disk is an OSError here too, which safetensors' own error is not."""
+    try:
+        save_file(weights, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+        raise
+
+
+def load_model(folder: Path | str, device: torch.device | str = "cpu") -> GPT:
+    """The model in a model folder, ready for generation (dropout off).
+
+    Raises:
+        ValueError: no such folder, a file is missing or damaged, another kind of model, or weights that do not fit.
+    """
+    folder = Path(folder)
+    recover_folder(folder, CONFIG)
+    if not folder.is_dir():
+        raise ValueError(f"no model folder at {folder}: train one with `make demo`, or give --model the path of one")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is not a model folder: it has no {name}")
+    content = read_json(folder / CONFIG)
+    if not isinstance(content, dict) or content.get("model_type") != "gpt2":
+        kind = content.get("model_type") if isinstance(content, dict) else None
+        raise ValueError(f"{folder / CONFIG} describes a {kind!r} model; only 'gpt2' can be opened")
+    if content.get("activation_function", "gelu_new") != "gelu_new":
+        raise ValueError(f"{folder / CONFIG}: activation {content['activation_function']!r} is not GPT-2's gelu_new")
+    try:
+        config = GPTConfig(
+            **{ours: content[theirs] for ours, theirs in _HUGGING_FACE_NAMES.items() if theirs in content}
+        )
+    except TypeError as error:
+        raise ValueError(f"{folder / CONFIG} has a value of the wrong type ({error})") from None
+    try:
+        weights = load_file(folder / WEIGHTS, device="cpu")
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is damaged or not safetensors ({error})") from None
+    model = GPT(config)
+    from_huggingface(model, weights)
+    return model.to(device).eval()
+
+
+def load_tokenizer(folder: Path | str) -> BytePairTokenizer:
+    """The tokenizer in a model folder.
+
+    Raises:
+        ValueError: it has none.
+    """
+    return BytePairTokenizer.load(Path(folder) / TOKENIZER)
