@@ -1,0 +1,71 @@
+"""Turns a corpus into token shards: what training reads.
+
+python pretraining/prepare_data.py --corpus python-docs --tokenizer runs/demo/tokenizer.json --out runs/demo/tokens
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils.errors import UserError, run_command
+from utils.files import require_writable
+from utils.tracking import provenance
+from working_with_text_data.bytepair_enc import BytePairTokenizer
+from working_with_text_data.corpora import CorpusOptions, Document, Split
+from working_with_text_data.token_shards import DOCUMENTS, SPLITS, write_shards
+
+
+@dataclass(frozen=True)
+class PrepareData(CorpusOptions):
+    """The flags of this script."""
+
+    tokenizer: Path = Path("runs/demo/tokenizer.json")
+    """The tokenizer.json that train_tokenizer.py wrote."""
+    out: Path = Path("runs/demo/tokens")
+    """The folder for the shards; an older one there is replaced when the new one is whole."""
+    shard_tokens: int = 100_000_000
+    """Tokens in one file at most."""
+
+
+def main(options: PrepareData) -> None:
+    if options.shard_tokens < 2:
+        raise UserError(f"--shard-tokens must be at least 2, got {options.shard_tokens}")
+    tokenizer = BytePairTokenizer.load(options.tokenizer)
+    require_writable(options.out.parent)
+    print(f"Tokenising {options.corpus} with {options.tokenizer} ({tokenizer.n_vocab:,} tokens)")
+
+    seen: Counter[str] = Counter()
+
+    def documents() -> Iterator[tuple[Split, Document]]:
+        for split, document in tqdm(options.split_documents(), desc="documents", unit="", disable=None):
+            if "header_characters" in document.source:  # a Gutenberg book
+                seen["books"] += 1
+                seen["dropped"] += int(document.source["header_characters"]) + int(document.source["footer_characters"])
+                seen[f"decoded as {document.source['encoding']}"] += 1
+                seen["without a Gutenberg header, kept whole"] += document.source["marker"] == "none"
+            yield split, document
+
+    made_by = provenance(**options.describe(), tokenizer=str(options.tokenizer))
+    manifest = write_shards(options.out, documents(), tokenizer, made_by, options.shard_tokens)
+    for split in SPLITS:
+        part = manifest[split]
+        print(
+            f"  {split:10s} {part['documents']:6,} documents  {part['bytes']:12,} bytes  {part['tokens']:11,} tokens  "
+            f"{part['bytes'] / part['tokens']:.2f} bytes per token"
+        )
+    if seen:
+        dropped = seen.pop("dropped")
+        print(f"  of {seen.pop('books')} books, {dropped:,} characters of Gutenberg headers and footers were dropped;")
+        print(f"  {', '.join(f'{n} {what}' for what, n in sorted(seen.items()) if n)}")
+        print(f"  book by book: {options.out / DOCUMENTS}")
+    print(f"\nWrote {options.out}")
+    print(f"Next: python pretraining/pretrain_simple.py --data {options.out} --run {options.out.parent}")
+
+
+if __name__ == "__main__":
+    run_command(main, PrepareData)

@@ -1,0 +1,307 @@
+"""The stage scripts end to end at a tiny size, as a user runs them, and every mistake that a user can make."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt_model import load_model, load_tokenizer
+from gpt_model.evaluate import bytes_of_tokens, evaluate_windows
+from tests.conftest import ROOT, assert_one_clear_line
+from utils.tracking import read_metrics
+from working_with_text_data.token_shards import TokenShards, evaluation_windows
+
+TRAIN_TOKENIZER = "working_with_text_data/bytepair_enc/train_tokenizer.py"
+PREPARE, PRETRAIN, GENERATE = "pretraining/prepare_data.py", "pretraining/pretrain_simple.py", "gpt_model/generate.py"
+TINY = [
+    *("--n-layer", "1", "--n-head", "2", "--d-model", "32", "--context-length", "16", "--batch-size", "4"),
+    *("--steps", "12", "--evaluations", "2", "--eval-tokens", "64"),
+]
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """A run folder made by the four stages, and what each printed."""
+    folder = tmp_path_factory.mktemp("stages")
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    for i, name in enumerate(NUMBERS):
+        text = "".join(f"{name} and {other} make {i + j + 2}.\n" for j, other in enumerate(NUMBERS)) * 4
+        (corpus / f"{i}.txt").write_text(text, encoding="utf-8")
+    run_folder = folder / "run"
+    commands = [
+        [TRAIN_TOKENIZER, "--corpus", corpus, "--vocab-size", 300, "--out", run_folder / "tokenizer.json"],
+        [PREPARE, "--corpus", corpus, "--tokenizer", run_folder / "tokenizer.json", "--out", run_folder / "tokens"],
+        [PRETRAIN, "--data", run_folder / "tokens", "--run", run_folder, *TINY],
+        [GENERATE, "--model", run_folder / "model", "--max-new-tokens", 8, "--seed", 1, "--prompt", "one and", ""],
+    ]
+    printed = []
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, *map(str, command)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        printed.append(done)
+    return run_folder, corpus, printed
+
+
+def test_the_run_folder_is_complete_and_its_figures_are_true(stages):
+    folder, _, _ = stages
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json", "loss.png", "metrics.jsonl", "model", "samples.txt", "tokenizer.json", "tokens",
+    }  # fmt: skip
+    rows = read_metrics(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))
+    last = [row for row in rows if "validation_loss" in row][-1]
+    assert last["step"] == 12
+    assert last["validation_loss"] < rows[0]["validation_loss"]
+    # The figure in the log is what the saved model really scores.
+    shards = TokenShards.open(folder / "tokens")
+    windows = torch.from_numpy(evaluation_windows(shards.arrays["validation"], 16))
+    loss, bits = evaluate_windows(load_model(folder / "model"), windows, bytes_of_tokens(shards.tokenizer))
+    assert loss == pytest.approx(last["validation_loss"], rel=1e-3)
+    assert bits == pytest.approx(last["bits_per_byte"], rel=1e-3)
+    assert load_tokenizer(folder / "model").fingerprint == shards.tokenizer.fingerprint
+    made_by = json.loads((folder / "model" / "scratchbook.json").read_text(encoding="utf-8"))
+    assert made_by["metrics"]["bits_per_byte"] == last["bits_per_byte"]
+    assert made_by["command"].startswith("pretrain_simple.py")
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "--- step 12" in (folder / "samples.txt").read_text(encoding="utf-8")
+
+
+def test_each_stage_shows_its_work_and_names_the_next(stages):
+    _, _, (tokenizer, prepare, pretrain, generated) = stages
+    assert "The first merges:" in tokenizer.stdout
+    assert "bytes per token" in tokenizer.stdout
+    assert "Next: python pretraining/prepare_data.py" in tokenizer.stdout
+    assert "Next: python pretraining/pretrain_simple.py" in prepare.stdout
+    assert "Next: python gpt_model/generate.py" in pretrain.stdout
+    assert generated.stdout.startswith("one and")
+    assert "tokens" in generated.stderr
+
+
+def test_training_is_the_same_for_the_same_seed(stages, run, tmp_path):
+    folder, _, _ = stages
+    for name in ("a", "b"):
+        run(PRETRAIN, "--data", folder / "tokens", "--run", tmp_path / name, *TINY, "--max-minutes", 0)
+    a, b = ((tmp_path / n / "model" / "model.safetensors").read_bytes() for n in ("a", "b"))
+    assert a == b
+
+
+def test_adamw_learns_too(stages, run, tmp_path):
+    folder, _, _ = stages
+    flags = ["--optimizer", "adamw", "--learning-rate", 0.003]
+    done = run(PRETRAIN, "--data", folder / "tokens", "--run", tmp_path, *TINY, *flags)
+    assert done.returncode == 0, done.stderr
+    losses = [row["validation_loss"] for row in read_metrics(tmp_path / "metrics.jsonl") if "validation_loss" in row]
+    assert losses[-1] < losses[0]
+
+
+def test_a_time_limit_ends_the_run_in_order(stages, run, tmp_path):
+    folder, _, _ = stages
+    flags = ["--steps", 10**9, "--max-minutes", 0.02]
+    done = run(PRETRAIN, "--data", folder / "tokens", "--run", tmp_path, *TINY[:-6], *flags)
+    assert done.returncode == 0, done.stderr
+    scales = [row["learning_rate_scale"] for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row]
+    assert scales[-1] < 0.5  # the rate came down as the time ran out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a single child process")
+def test_ctrl_c_leaves_a_loadable_model(stages, tmp_path):
+    folder, _, _ = stages
+    command = [sys.executable, PRETRAIN, "--data", folder / "tokens", "--run", tmp_path / "run", *TINY]
+    command[command.index("--steps") + 1] = "1000000"
+    process = subprocess.Popen(
+        [*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and len(read_metrics(metrics)) > 20) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "Stopped at step" in out
+    load_model(tmp_path / "run" / "model")
+    load_tokenizer(tmp_path / "run" / "model")
+    made_by = json.loads((tmp_path / "run" / "model" / "scratchbook.json").read_text(encoding="utf-8"))
+    assert made_by["metrics"]["interrupted"] is True
+
+
+# --- bad input: one clear line each, and nothing half written ----------------------------------------------------
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def test_unknown_corpus(run, tmp_path):
+    done = run(TRAIN_TOKENIZER, "--corpus", "wikipedia", "--out", tmp_path / "t.json")
+    assert_one_clear_line(done, "unknown corpus 'wikipedia'", "python-docs, gutenberg")
+    assert listing(tmp_path) == []
+
+
+def test_empty_corpus(run, stages, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.txt").write_text("  \n", encoding="utf-8")
+    assert_one_clear_line(run(TRAIN_TOKENIZER, "--corpus", tmp_path / "empty", "--out", tmp_path / "t.json"), "empty")
+    flags = ["--tokenizer", stages[0] / "tokenizer.json", "--out", tmp_path / "tokens"]
+    assert_one_clear_line(run(PREPARE, "--corpus", tmp_path / "empty", *flags), "empty")
+    assert listing(tmp_path) == ["empty", "empty/a.txt"]
+
+
+def test_binary_file(run, stages, tmp_path):
+    (tmp_path / "a.txt").write_bytes(bytes(range(256)) * 10)
+    flags = ["--tokenizer", stages[0] / "tokenizer.json", "--out", tmp_path / "tokens"]
+    assert_one_clear_line(run(PREPARE, "--corpus", tmp_path / "a.txt", *flags), "a.txt", "binary")
+    assert listing(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("size", [256, 0, -5])
+def test_vocabulary_too_small(run, tmp_path, size):
+    done = run(TRAIN_TOKENIZER, "--vocab-size", size, "--out", tmp_path / "t.json")
+    assert_one_clear_line(done, f"vocabulary of {size} is too small", "at least 257")
+    assert listing(tmp_path) == []
+
+
+def test_pattern_that_does_not_compile(run, tmp_path):
+    assert_one_clear_line(run(TRAIN_TOKENIZER, "--pattern", "(", "--out", tmp_path / "t.json"), "does not compile")
+    assert listing(tmp_path) == []
+
+
+def test_context_longer_than_the_shard(run, stages, tmp_path):
+    done = run(PRETRAIN, "--data", stages[0] / "tokens", "--run", tmp_path / "run", "--context-length", 100_000)
+    assert_one_clear_line(done, "too few for a batch", "shorter context")
+    assert listing(tmp_path) == []
+
+
+def test_missing_and_foreign_tokenizer(run, stages, tmp_path):
+    folder, corpus, _ = stages
+    done = run(PREPARE, "--corpus", corpus, "--tokenizer", tmp_path / "no.json", "--out", tmp_path / "tokens")
+    assert_one_clear_line(done, "no tokenizer at", "train_tokenizer.py")
+    run(TRAIN_TOKENIZER, "--corpus", corpus, "--vocab-size", 290, "--out", tmp_path / "other.json")
+    flags = ["--data", folder / "tokens", "--run", tmp_path / "run"]
+    done = run(PRETRAIN, *flags, "--tokenizer", tmp_path / "other.json")
+    assert_one_clear_line(done, "is not the tokenizer that made the shards")
+    assert listing(tmp_path) == ["other.json"]
+
+
+def test_missing_shards_and_model(run, tmp_path):
+    assert_one_clear_line(run(PRETRAIN, "--data", tmp_path / "no", "--run", tmp_path / "run"), "no token shards in")
+    assert_one_clear_line(run(GENERATE, "--model", tmp_path / "no"), "no model folder at", "make demo")
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "flag"),
+    [(TRAIN_TOKENIZER, "--out"), (PREPARE, "--out"), (PRETRAIN, "--run")],
+)
+def test_unwritable_folder(run, stages, tmp_path, script, flag):
+    """A path below a file: that no user, not even root, can make."""
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    inputs = {PREPARE: ["--tokenizer", stages[0] / "tokenizer.json"], PRETRAIN: ["--data", stages[0] / "tokens", *TINY]}
+    done = run(script, *inputs.get(script, []), flag, tmp_path / "file" / "below" / "deep")
+    assert_one_clear_line(done, "part of that path is a file" if os.name != "nt" else "file")
+    assert listing(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root and Windows ignore the mode bits of a folder")
+def test_folder_without_permission(run, tmp_path):
+    tmp_path.chmod(0o500)
+    done = run(TRAIN_TOKENIZER, "--out", tmp_path / "x" / "t.json")
+    tmp_path.chmod(0o700)
+    assert_one_clear_line(done, "permission denied")
+
+
+DISK_OF_64_KB = """
+import resource, runpy, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (64_000, 64_000))  # larger writes fail as on a full disk, with an OSError
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs resource limits")
+def test_a_write_that_fails_half_way_leaves_nothing(stages, tmp_path):
+    folder, _, _ = stages
+    big = tmp_path / "big.txt"
+    big.write_text("one and two make three. " * 20_000, encoding="utf-8")
+    for script, *flags in (
+        (PREPARE, "--corpus", big, "--tokenizer", folder / "tokenizer.json", "--out", tmp_path / "tokens"),
+        (PRETRAIN, "--data", folder / "tokens", "--run", tmp_path / "run", *TINY, "--d-model", 128),
+    ):
+        command = [sys.executable, "-c", DISK_OF_64_KB, script, *flags]
+        done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+        assert_one_clear_line(done)
+    names = {p.name for p in tmp_path.rglob("*")}
+    assert names <= {"big.txt", "run", "config.json", "metrics.jsonl", "samples.txt"}  # no shards, no model, no staging
+
+
+def test_no_network(run, tmp_path):
+    """Every request goes to a proxy that nobody listens on."""
+    nobody = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    environment = nobody | {"SCRATCHBOOK_CACHE": str(tmp_path / "cache")}
+    done = run(TRAIN_TOKENIZER, "--corpus", "gutenberg", "--books", 11, "--out", tmp_path / "t.json", **environment)
+    assert_one_clear_line(done, "book 11 could not be fetched", "--books FOLDER")
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "word"),
+    [
+        ("--steps", 0, "--steps must be above 0"),
+        ("--learning-rate", "nan", "--learning-rate must be above 0"),
+        ("--max-minutes", -1, "--max-minutes"),
+        ("--device", "cuda:77", "CUDA"),
+        ("--n-head", 5, "not divisible"),
+        ("--dropout", 1.5, "dropout"),
+        ("--seed", -1, "seed -1"),
+    ],
+)
+def test_bad_flags(run, stages, tmp_path, flag, value, word):
+    done = run(PRETRAIN, "--data", stages[0] / "tokens", "--run", tmp_path / "run", *TINY, flag, value)
+    assert_one_clear_line(done, word)
+    assert listing(tmp_path) == []
+
+
+def test_a_loss_that_explodes_is_told(run, stages, tmp_path):
+    flags = ["--learning-rate", 1e30, "--other-learning-rate", 1e30]
+    done = run(PRETRAIN, "--data", stages[0] / "tokens", "--run", tmp_path / "run", *TINY, *flags)
+    assert_one_clear_line(done, "loss is", "lower --learning-rate")
+    load_model(tmp_path / "run" / "model")
+
+
+def test_somebody_s_folder_is_not_replaced(run, stages, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
+    done = run(PREPARE, "--corpus", stages[1], "--tokenizer", stages[0] / "tokenizer.json", "--out", tmp_path)
+    assert_one_clear_line(done, "holds other files")
+    assert listing(tmp_path) == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--temperature", -1), ("--top-p", 0), ("--max-new-tokens", 0)])
+def test_bad_sampling_flags(run, stages, flag, value):
+    done = run(GENERATE, "--model", stages[0] / "model", flag, value)
+    assert_one_clear_line(done, flag.strip("-").split("-")[0], f"got {value}")
+
+
+@pytest.mark.parametrize("script", [TRAIN_TOKENIZER, PREPARE, PRETRAIN, GENERATE])
+def test_help(run, script):
+    done = run(script, "--help")
+    assert done.returncode == 0
+    assert "usage:" in done.stdout
