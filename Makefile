@@ -11,10 +11,14 @@ PY := $(BIN)/python
 
 # A pip index with another build of torch (CPU only, or another CUDA): see "Another build of torch" in the README.
 TORCH_INDEX ?=
+ifneq ($(TORCH_INDEX),)
+.PHONY: $(VENV)/.installed # asked for: install again
+endif
 
 # What the demo trains, and where to. Flags are those of pretraining/pretrain_simple.py.
 DEMO_RUN ?= runs/demo
 DEMO_FLAGS ?=
+DEVICE ?= auto
 PROMPTS ?= "The assert statement" "Return a list of" "If the file does not exist," "class"
 
 .PHONY: help setup demo test lint types pytest format clean
@@ -30,10 +34,10 @@ $(VENV)/.installed: requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
 	  { echo "error: Python 3.11 or newer is needed, and $(PYTHON) is `$(PYTHON) --version 2>&1`: make PYTHON=python3.12 ..."; exit 2; }
 	@echo "Installing into $(VENV): some minutes the first time, not again until the pins change"
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(PY) -m pip install --quiet --upgrade pip
 ifneq ($(TORCH_INDEX),)
-	@$(PY) -m pip install --quiet "$$(grep -o '^torch==[0-9.]*' requirements.txt)" --index-url $(TORCH_INDEX)
+	@$(PY) -m pip install --quiet --force-reinstall --no-deps "$$(grep -o '^torch==[0-9.]*' requirements.txt)" --index-url $(TORCH_INDEX)
 endif
 	@$(PY) -m pip install --quiet -r requirements.txt -c constraints.txt
 	@$(PY) -m pip install --quiet --no-deps --no-build-isolation -e .
@@ -47,9 +51,9 @@ demo: $(VENV)/.installed ## text to a model that writes: tokenizer, shards, trai
 	@echo
 	$(PY) pretraining/prepare_data.py --corpus python-docs --tokenizer $(DEMO_RUN)/tokenizer.json --out $(DEMO_RUN)/tokens
 	@echo
-	$(PY) pretraining/pretrain_simple.py --data $(DEMO_RUN)/tokens --run $(DEMO_RUN) $(DEMO_FLAGS)
+	$(PY) pretraining/pretrain_simple.py --data $(DEMO_RUN)/tokens --run $(DEMO_RUN) --overwrite --device $(DEVICE) $(DEMO_FLAGS)
 	@echo
-	$(PY) gpt_model/generate.py --model $(DEMO_RUN)/model --max-new-tokens 100 --prompt $(PROMPTS)
+	$(PY) gpt_model/generate.py --model $(DEMO_RUN)/model --device $(DEVICE) --max-new-tokens 100 --prompt $(PROMPTS)
 
 test: lint types pytest ## style, types and all tests
 

@@ -29,10 +29,10 @@ def next_token_loss(model: GPT, inputs: Tensor, targets: Tensor, reduction: str 
 
 def bytes_of_tokens(tokenizer: BytePairTokenizer) -> Tensor:
     """int64 (n_vocab,): bytes of text that each token stands for; 0 for special tokens, which are not in the text."""
-    special = set(tokenizer.special_tokens.values())
-    return torch.tensor(
-        [0 if i in special else len(tokenizer.decode_single_token_bytes(i)) for i in range(tokenizer.n_vocab)]
-    )
+    lengths = torch.zeros(tokenizer.n_vocab, dtype=torch.long)
+    for token, i in tokenizer.ranks.items():
+        lengths[i] = len(token)
+    return lengths
 
 
 @torch.inference_mode()

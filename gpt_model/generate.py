@@ -17,9 +17,11 @@ They are applied in this order: penalty, temperature, top-k, top-p, min-p.
 from __future__ import annotations
 
 import codecs
+import math
+import shlex
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,11 +60,12 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = {
-            "temperature": (self.temperature >= 0, "at least 0"),
+            "temperature": (self.temperature == 0 or 0.001 <= self.temperature < math.inf, "0 or at least 0.001"),
             "top_k": (self.top_k >= 0, "at least 0 (0 for no limit)"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0 (1 for none)"),
+            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0 (1 for none)"),
+            "seed": (self.seed is None or 0 <= self.seed < 2**63, "from 0 to 2**63 - 1"),
         }
         for name, (fine, wanted) in checks.items():
             if not fine:
@@ -109,7 +112,7 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling | None = None,
     stop: Collection[int] = (),
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Yields the ids that follow `prompt_ids`, one by one as they are drawn.
 
     When the text outgrows the model's context, the older half of the window is forgotten and the newer half is read
@@ -128,7 +131,8 @@ def generate(
         raise ValueError("the prompt is empty: give at least one id, for example the tokenizer's eot_token")
     if not all(0 <= i < vocab_size for i in prompt_ids):
         raise ValueError(f"the prompt has ids outside the model's vocabulary of {vocab_size}: is it its tokenizer?")
-    model.eval()
+    was_training = model.training
+    model.eval()  # dropout off, until the text ends or nobody asks for more of it
     generator = torch.Generator()  # on the CPU, so that a seed gives the same draws for every device
     if sampling.seed is not None:
         generator.manual_seed(sampling.seed)
@@ -137,19 +141,22 @@ def generate(
     text = list(prompt_ids)
     cache = model.make_cache(1, min(context, len(text) + max_new_tokens))
     unread = text[-context:]
-    for _ in range(max_new_tokens):
-        if cache.length + len(unread) > context:
-            cache.reset()
-            unread = text[-max(context // 2, 1) :]
-        hidden = model.hidden_states(torch.tensor([unread], device=model.device), cache)  # (1, len(unread), d_model)
-        logits = model.lm_head(hidden[0, -1])  # (vocab_size,): only the last position is asked what comes next
-        probabilities = next_token_logits(logits, sampling, text).softmax(dim=0).cpu()
-        token = int(torch.multinomial(probabilities, 1, generator=generator))
-        if token in stop:
-            return
-        text.append(token)
-        unread = [token]
-        yield token
+    try:
+        for _ in range(max_new_tokens):
+            if cache.length + len(unread) > context:
+                cache.reset()
+                unread = text[-max(context // 2, 1) :]
+            hidden = model.hidden_states(torch.tensor([unread], device=model.device), cache)  # (1, unread, d_model)
+            logits = model.lm_head(hidden[0, -1])  # (vocab_size,): only the last position is asked what comes next
+            probabilities = next_token_logits(logits, sampling, text).softmax(dim=0).cpu()
+            token = int(torch.multinomial(probabilities, 1, generator=generator))
+            if token in stop:
+                return
+            text.append(token)
+            unread = [token]
+            yield token
+    finally:
+        model.train(was_training)
 
 
 def stream_text(ids: Iterable[int], tokenizer: BytePairTokenizer, stop: Sequence[str] = ()) -> Iterator[str]:
@@ -267,7 +274,8 @@ def main(options: Generate) -> None:
         seconds = time.perf_counter() - start
         print(flush=True)
         print(f"--- {n_tokens} tokens, {n_tokens / max(seconds, 1e-9):.0f} a second", file=sys.stderr)
-    print('\nNext: your own words, python gpt_model/generate.py --model … --prompt "…"', file=sys.stderr)
+    command = shlex.join(["python", "gpt_model/generate.py", "--model", str(options.model), "--prompt"])
+    print(f'\nNext: your own words, {command} "..."', file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gpt_model.gpt import GPT, GPTConfig
-from utils.files import read_json, recover_folder, replace_folder, write_json
+from utils.files import latest_whole_folder, read_json, replace_folder, write_json
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 from working_with_text_data.bytepair_enc.bpe import END_OF_TEXT
 
-CONFIG, WEIGHTS, TOKENIZER, MADE_BY = "config.json", "model.safetensors", "tokenizer.json", "scratchbook.json"
+CONFIG, WEIGHTS, MADE_BY = "config.json", "model.safetensors", "scratchbook.json"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+_OWNED = (WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, "generation_config.json", MADE_BY)
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 _HUGGING_FACE_NAMES = {
     "vocab_size": "vocab_size",
@@ -36,6 +38,16 @@ _HUGGING_FACE_NAMES = {
     "d_model": "n_embd",
     "dropout": "resid_pdrop",
     "layer_norm_epsilon": "layer_norm_epsilon",
+}
+
+
+# What our body does, where `transformers`' GPT-2 offers a choice.
+_GPT2 = {
+    "activation_function": "gelu_new",
+    "tie_word_embeddings": True,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
 }
 
 
@@ -52,7 +64,10 @@ def from_huggingface(model: GPT, weights: dict[str, Tensor]) -> None:
         ValueError: names or shapes differ; the message lists the first ones.
     """
     weights = {name if name.startswith("transformer.") else f"transformer.{name}": w for name, w in weights.items()}
-    ignored = (".attn.bias", ".attn.masked_bias", "lm_head.weight")  # masks that old versions saved; the tied matrix
+    head = weights.pop("transformer.lm_head.weight", None)
+    if head is not None and not torch.equal(head, weights.get("transformer.wte.weight", head[:0])):
+        raise ValueError("the output matrix lm_head.weight is not the embedding: this is not a GPT-2 with tied weights")
+    ignored = (".attn.bias", ".attn.masked_bias")  # masks that old versions saved
     ours = {name: w.T if name.endswith(_TRANSPOSED) else w for name, w in weights.items() if not name.endswith(ignored)}
     expected = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     wrong = [f"{name} is missing" for name in expected.keys() - ours.keys()]
@@ -94,14 +109,14 @@ def save_model(
     }
     if tokenizer is not None and END_OF_TEXT in tokenizer.special_tokens:
         content |= {"bos_token_id": tokenizer.eot_token, "eos_token_id": tokenizer.eot_token}
-    with replace_folder(folder, CONFIG) as staging:
+    with replace_folder(folder, CONFIG, _OWNED) as staging:
         write_json(staging / CONFIG, content)
         _save_weights(to_huggingface(model), staging / WEIGHTS)
         if tokenizer is not None:
             tokenizer.save(staging / TOKENIZER)
             end = END_OF_TEXT if END_OF_TEXT in tokenizer.special_tokens else None
             write_json(
-                staging / "tokenizer_config.json",
+                staging / TOKENIZER_CONFIG,
                 {
                     "tokenizer_class": "PreTrainedTokenizerFast",
                     "model_max_length": model.config.context_length,
@@ -112,14 +127,28 @@ def save_model(
         write_json(staging / MADE_BY, made_by or {})
 
 
+def _config_from(content: dict[str, Any], path: Path) -> GPTConfig:
+    """The shape in a `config.json`; ValueError if a value is of the wrong type or range."""
+    shape = {ours: content[theirs] for ours, theirs in _HUGGING_FACE_NAMES.items() if theirs in content}
+    for name, value in shape.items():
+        wanted: type | tuple[type, ...] = type(getattr(GPTConfig, name))
+        if not isinstance(value, (int, float) if wanted is float else wanted) or isinstance(value, bool):
+            raise ValueError(f"{path}: {_HUGGING_FACE_NAMES[name]} is {value!r}, of the wrong type")
+    try:
+        return GPTConfig(**shape)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 def _save_weights(weights: dict[str, Tensor], path: Path) -> None:
     """Writes the weights; a full disk is an OSError here too, which safetensors' own error is not."""
     try:
         save_file(weights, path, metadata={"format": "pt"})
     except SafetensorError as error:
-        if number := re.search(r"os error (\d+)", str(error)):
+        number = re.search(r"os error (\d+)", str(error))
+        if number and os.name == "posix":
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
-        raise
+        raise OSError(f"{path} could not be written ({error})") from None
 
 
 def load_model(folder: Path | str, device: torch.device | str = "cpu") -> GPT:
@@ -128,8 +157,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> GPT:
     Raises:
         ValueError: no such folder, a file is missing or damaged, another kind of model, or weights that do not fit.
     """
-    folder = Path(folder)
-    recover_folder(folder, CONFIG)
+    folder = latest_whole_folder(folder, CONFIG)
     if not folder.is_dir():
         raise ValueError(f"no model folder at {folder}: train one with `make demo`, or give --model the path of one")
     for name in (CONFIG, WEIGHTS):
@@ -139,14 +167,12 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> GPT:
     if not isinstance(content, dict) or content.get("model_type") != "gpt2":
         kind = content.get("model_type") if isinstance(content, dict) else None
         raise ValueError(f"{folder / CONFIG} describes a {kind!r} model; only 'gpt2' can be opened")
-    if content.get("activation_function", "gelu_new") != "gelu_new":
-        raise ValueError(f"{folder / CONFIG}: activation {content['activation_function']!r} is not GPT-2's gelu_new")
-    try:
-        config = GPTConfig(
-            **{ours: content[theirs] for ours, theirs in _HUGGING_FACE_NAMES.items() if theirs in content}
-        )
-    except TypeError as error:
-        raise ValueError(f"{folder / CONFIG} has a value of the wrong type ({error})") from None
+    for name, value in _GPT2.items():
+        if content.get(name, value) != value:
+            raise ValueError(
+                f"{folder / CONFIG}: {name} is {content[name]!r}; only GPT-2's own {value!r} can be opened"
+            )
+    config = _config_from(content, folder / CONFIG)
     try:
         weights = load_file(folder / WEIGHTS, device="cpu")
     except SafetensorError as error:

@@ -5,6 +5,7 @@ python pretraining/prepare_data.py --corpus python-docs --tokenizer runs/demo/to
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,13 +37,14 @@ def main(options: PrepareData) -> None:
     if options.shard_tokens < 2:
         raise UserError(f"--shard-tokens must be at least 2, got {options.shard_tokens}")
     tokenizer = BytePairTokenizer.load(options.tokenizer)
+    split_documents = options.split_documents()
     require_writable(options.out.parent)
     print(f"Tokenising {options.corpus} with {options.tokenizer} ({tokenizer.n_vocab:,} tokens)")
 
     seen: Counter[str] = Counter()
 
     def documents() -> Iterator[tuple[Split, Document]]:
-        for split, document in tqdm(options.split_documents(), desc="documents", unit="", disable=None):
+        for split, document in tqdm(split_documents, desc="documents", unit="", disable=None):
             if "header_characters" in document.source:  # a Gutenberg book
                 seen["books"] += 1
                 seen["dropped"] += int(document.source["header_characters"]) + int(document.source["footer_characters"])
@@ -64,7 +66,8 @@ def main(options: PrepareData) -> None:
         print(f"  {', '.join(f'{n} {what}' for what, n in sorted(seen.items()) if n)}")
         print(f"  book by book: {options.out / DOCUMENTS}")
     print(f"\nWrote {options.out}")
-    print(f"Next: python pretraining/pretrain_simple.py --data {options.out} --run {options.out.parent}")
+    flags = ["--data", options.out, "--run", options.out.parent]
+    print(f"Next: python pretraining/pretrain_simple.py {shlex.join(map(str, flags))}")
 
 
 if __name__ == "__main__":

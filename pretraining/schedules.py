@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def warmup_stable_decay(progress: float, warmup: float = 0.02, decay: float = 0.5) -> float:
+def warmup_stable_decay(progress: float, warmup: float = 0.02, decay: float = 0.9) -> float:
     """Up in a straight line, level, and down in a straight line to zero (Hu et al. 2024, section 4).
 
     Args:

@@ -9,8 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test uses the network
+# No test is about time; and what CI finds, it finds again.
+settings.register_profile("house", deadline=None, database=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("house")
 ROOT = Path(__file__).resolve().parents[1]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -86,9 +86,17 @@ def test_requirements_are_exact_and_agree_with_constraints():
         for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
         if not line.startswith("#")
     )
-    assert direct.pop("torch") >= "2.11"
+    assert tuple(map(int, direct.pop("torch").split("."))) >= (2, 11)
     assert direct.items() <= constraints.items()
     assert "torch" not in constraints
+
+
+@pytest.mark.parametrize("readme", sorted(ROOT.glob("**/README.md")), ids=lambda path: path.parent.name)
+def test_local_links_lead_somewhere(readme):
+    if any(part.startswith(".") or part == "runs" for part in readme.relative_to(ROOT).parts):
+        pytest.skip("not part of the repository")
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", readme.read_text(encoding="utf-8")):
+        assert (readme.parent / target).exists(), f"{readme} links to {target}"
 
 
 def test_torch_is_a_range():

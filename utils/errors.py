@@ -8,6 +8,8 @@ script's last line is therefore `run_command(main, Config)`.
 from __future__ import annotations
 
 import errno
+import os
+import re
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -18,6 +20,10 @@ Config = TypeVar("Config")
 
 EXIT_USER_ERROR = 2  # the shell's convention for wrong usage
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+_OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.I)  # as torch's devices say it
 
 
 class UserError(Exception):
@@ -54,8 +60,17 @@ def run_command(main: Callable[[Config], None], config_class: type[Config]) -> N
     description = (sys.modules["__main__"].__doc__ or "").strip()
     try:
         main(tyro.cli(config_class, description=description))
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read our output has had enough of it, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own last flush would fail
+        sys.exit(EXIT_BROKEN_PIPE)
     except (UserError, ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        print("error: out of memory: try a smaller batch, context or model", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

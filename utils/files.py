@@ -1,21 +1,27 @@
 """Files that are either whole or not there.
 
 A program can be killed, and a disk can fill, between any two bytes. So nothing here writes where a reader looks:
-it writes beside the target, asks the disk to keep it, and renames. A rename within one file system happens at
+it writes beside the target and renames. A rename within one file system happens at
 one instant, so whoever opens the target sees the old contents or the new, never half of either.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+
+_ABANDONED_AFTER = 24 * 3600.0  # seconds; what a killed writer left, unless another is still at it
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
@@ -63,13 +69,14 @@ def read_json(path: Path | str) -> Any:
 
 
 @contextlib.contextmanager
-def replace_folder(folder: Path | str, marker: str) -> Iterator[Path]:
+def replace_folder(folder: Path | str, marker: str, owned: Collection[str] = ()) -> Iterator[Path]:
     """A new folder to fill, which takes the place of `folder` when the block ends without an error.
 
     Args:
         folder: the target. It may be absent, empty, or an older one of the same kind.
-        marker: the file by which such a folder is known (`manifest.json`, say). A folder that has other things in it
-            and no marker is somebody's own and is never replaced.
+        marker: the file by which such a folder is known (`manifest.json`, say); it is in every whole one.
+        owned: patterns (`train_*.bin`) of what else such a folder holds. A folder that holds anything besides, or no
+            marker, is somebody's own and is never replaced.
 
     Raises:
         ValueError: `folder` holds something else.
@@ -78,45 +85,67 @@ def replace_folder(folder: Path | str, marker: str) -> Iterator[Path]:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose another folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
-        raise ValueError(f"{folder} holds other files and no {marker}, so it is not replaced: choose another folder")
+    if folder.is_symlink():
+        folder = folder.resolve()  # the link stays, what it points to is replaced
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    foreign = [name for name in names if not any(fnmatch(name, pattern) for pattern in (marker, *owned))]
+    if foreign or (names and marker not in names):
+        what = f"{sorted(foreign)[0]!r}, which is not ours" if foreign else f"no {marker}"
+        raise ValueError(f"{folder} holds {what}, so it is not replaced: choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    recover_folder(folder, marker)
+    old = _set_aside(folder)
+    if (old / marker).is_file() and not folder.exists():  # a kill fell between the two renames below
+        os.replace(old, folder)
+    for abandoned in folder.parent.glob(f".{glob.escape(folder.name)}.new.*"):
+        if time.time() - abandoned.stat().st_mtime > _ABANDONED_AFTER:
+            shutil.rmtree(abandoned, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.new."))
     os.chmod(staging, 0o777 & ~_umask())
     try:
         yield staging
-        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             os.replace(folder, old)
         os.replace(staging, folder)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
-        recover_folder(folder, marker)
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
         raise
 
 
-def recover_folder(folder: Path | str, marker: str) -> None:
-    """Brings back the last whole `folder` where a kill fell between the two renames of `replace_folder`.
+def latest_whole_folder(folder: Path | str, marker: str) -> Path:
+    """Where to read what `replace_folder` wrote: `folder`, or the older one if a kill fell between the two renames.
 
-    Readers call it before they look, so that no instant of a kill loses what had been written.
+    Readers ask here first, so that no instant of a kill loses what had been written. They move nothing themselves.
     """
     folder = Path(folder)
-    old = folder.with_name(f".{folder.name}.old")
-    if (old / marker).is_file() and not folder.exists():
-        os.replace(old, folder)
-    elif folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
+    old = _set_aside(folder)
+    return old if not folder.exists() and (old / marker).is_file() else folder
+
+
+def _set_aside(folder: Path) -> Path:
+    """Where the old folder is for the instant between the two renames of `replace_folder`."""
+    return folder.with_name(f".{folder.name}.old")
 
 
 def require_writable(folder: Path | str) -> Path:
-    """Makes `folder` and proves that it can be written, before hours of work are spent on what should go there."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
+    """Proves that `folder` can be written or made, before hours of work are spent on what should go there.
+
+    Nothing is left behind: what is tried is a temporary file in the folder, or in the nearest one above that exists.
+
+    Raises:
+        OSError: it cannot.
+    """
+    nearest = Path(folder)
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    with tempfile.TemporaryFile(dir=nearest):
         pass
-    return folder
+    return Path(folder)
 
 
 def sha256_of(path: Path | str) -> str:

@@ -19,15 +19,32 @@ _LINES: tuple[dict[str, Any], ...] = (
 
 
 def save_curves(
-    path: Path | str, curves: Mapping[str, Curve], title: str, x_label: str, y_label: str, note: str = ""
+    path: Path | str,
+    curves: Mapping[str, Curve],
+    title: str,
+    x_label: str,
+    y_label: str,
+    note: str = "",
+    text: str = "",
 ) -> None:
-    """Draws named curves into one PNG, written atomically. Labels carry the units; `note` stands small in a corner."""
-    import matplotlib  # here, because it takes a second that most commands need not wait
+    """Draws named curves into one PNG, written atomically.
 
-    matplotlib.use("Agg")  # draws into memory: no window, so it works on servers and in any thread
-    import matplotlib.pyplot as plt
+    Args:
+        curves: name -> (x values, y values), at most four.
+        x_label, y_label: with their units.
+        note: stands small in a corner.
+        text: stands beside the curves, in a panel of its own.
+    """
+    from matplotlib.figure import Figure  # here, because it takes a second that most commands need not wait
 
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    # Not through pyplot: no window, no global state, so it works on a server and leaves a notebook's figures alone.
+    figure = Figure(figsize=(11 if text else 7, 4), layout="constrained")
+    axes = figure.add_subplot(1, 2 if text else 1, 1)
+    if text:
+        panel = figure.add_subplot(1, 2, 2)
+        panel.axis("off")
+        plain = text.replace("$", r"\$")  # matplotlib would set formulas between dollars
+        panel.text(0, 1, plain, family="monospace", fontsize=8.5, va="top", transform=panel.transAxes)
     for (name, (x, y)), style in zip(curves.items(), _LINES, strict=False):
         axes.plot(x, y, label=name, **style)
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
@@ -37,5 +54,4 @@ def save_curves(
         axes.text(0.02, 0.03, note, transform=axes.transAxes, fontsize=8, va="bottom")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
-    plt.close(figure)
     write_bytes(path, picture.getvalue())

@@ -9,7 +9,9 @@ import torch
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds the three global generators, so that a run can be repeated on the same machine and versions.
+    """Seeds the three global generators, so that a run can be repeated.
+
+    To the bit on the CPU, with the same machine and versions; on a GPU some kernels add in no fixed order.
 
     Raises:
         ValueError: `seed` is outside 0 … 2**32 - 1, which is what NumPy accepts.

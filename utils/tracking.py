@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -15,7 +16,7 @@ _VERSIONS_OF = ("torch", "numpy", "regex", "tokenizers", "transformers", "safete
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line, appended and flushed at once, so that a kill loses at most one line."""
+    """`metrics.jsonl`: one JSON object a line, on disk at once, so that a kill loses at most one line."""
 
     def __init__(self, path: Path | str) -> None:
         """Starts `path` anew (a run's log is its own).
@@ -25,16 +26,12 @@ class MetricsLog:
         """
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("w", encoding="utf-8")
+        self.path.write_bytes(b"")
 
     def log(self, **figures: float | int | str) -> None:
         """Appends one line of named figures."""
-        self._file.write(json.dumps(figures) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file; the log is complete."""
-        self._file.close()
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(figures) + "\n")
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
@@ -48,18 +45,35 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     return rows
 
 
+def metric_curves(path: Path | str, **metrics: str) -> dict[str, tuple[list[float], list[float]]]:
+    """label -> (steps, values) for each label=metric that stands in a `metrics.jsonl`, ready to be drawn."""
+    rows = read_metrics(path)
+    curves = {}
+    for label, metric in metrics.items():
+        points = [(row["step"], row[metric]) for row in rows if metric in row]
+        if points:
+            curves[label] = ([step for step, _ in points], [value for _, value in points])
+    return curves
+
+
 def provenance(**more: Any) -> dict[str, Any]:
     """How something was made: the command, the commit, the machine, the versions, and whatever is given in `more`.
 
     Only this program's own command line is kept (paths as the user typed them), never the environment.
     """
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["python", _script(), *sys.argv[1:]]),
         "commit": git_commit(),
         "machine": f"{platform.system()} {platform.machine()}",
         "versions": {"python": platform.python_version(), **_versions()},
         **more,
     }
+
+
+def _script() -> str:
+    """The running script as it is typed from the repository's root."""
+    path = Path(sys.argv[0]).resolve()
+    return path.relative_to(REPOSITORY).as_posix() if path.is_relative_to(REPOSITORY) else path.name
 
 
 def git_commit() -> str | None:

@@ -14,7 +14,7 @@ look better on the second than it is.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from utils.downloads import cache_folder
 from utils.errors import UserError
 from working_with_text_data import gutenberg
 from working_with_text_data.python_docs import python_docs
+from working_with_text_data.text_files import find_text_files, read_text
 
 Split = Literal["train", "validation"]
 TEXT_SUFFIXES = (".txt", ".txt.gz", ".md")
@@ -54,6 +55,18 @@ class CorpusOptions:
     def split_documents(self) -> Iterator[tuple[Split, Document]]:
         """The documents, each with its side of the split."""
         return split(self.documents(), self.validation_every)
+
+    def flags(self) -> list[str]:
+        """These options as they would be typed, without those that have their default."""
+        chosen = {"--corpus": self.corpus, "--books": self.books, "--validation-every": str(self.validation_every)}
+        default = CorpusOptions()
+        defaults = (default.corpus, default.books, str(default.validation_every))
+        return [
+            word
+            for (flag, value), usual in zip(chosen.items(), defaults, strict=True)
+            if value is not None and value != usual
+            for word in (flag, value)
+        ]
 
     def describe(self) -> dict[str, str | int | None]:
         """What decides the documents, for a manifest."""
@@ -99,11 +112,11 @@ def _gutenberg_documents(books: str) -> Iterator[Document]:
 
 
 def _files_as_documents(path: Path) -> Iterator[Document]:
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.name.endswith(TEXT_SUFFIXES))
+    files = [path] if path.is_file() else find_text_files(path, TEXT_SUFFIXES)
     if not files:
         raise UserError(f"{path} holds no {', '.join(TEXT_SUFFIXES)} file")
     for file in files:
-        text, encoding = gutenberg.read_text(file)
+        text, encoding = read_text(file)
         if text.strip():
             name = file.relative_to(path).as_posix() if path.is_dir() else file.name
             yield Document(name, text, {"encoding": encoding})
@@ -132,7 +145,7 @@ def split(documents: Iterable[Document], validation_every: int = 10) -> Iterator
         held, number = following, number + 1
     if number == 1:
         head, tail = _cut(held.text)
-        yield "train", Document(f"{held.name}, first part", head)
+        yield "train", replace(held, name=f"{held.name}, first part", text=head)
         yield "validation", Document(f"{held.name}, last part", tail)
     else:
         yield "train" if has_validation and number % validation_every else "validation", held

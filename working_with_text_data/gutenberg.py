@@ -20,11 +20,8 @@ https://www.gutenberg.org/policy/license.html. The main site is asked last, beca
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import re
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -35,6 +32,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from utils import downloads, files
+from working_with_text_data.text_files import decode_text, find_text_files, read_text
 
 # A header has up to 14,000 characters and a footer up to 20,000, so their markers are sought only this far
 # from either end of the file. What the story says in between is never taken for one.
@@ -94,53 +92,6 @@ class Book:
     marker: str
 
 
-def decode_book(data: bytes) -> tuple[str, str]:
-    """The text of a file, with LF line ends and no byte order mark, and the encoding that its bytes were in.
-
-    Raises:
-        ValueError: the bytes are not text.
-    """
-    try:
-        text, encoding = _decode(data)
-    except UnicodeDecodeError:
-        raise ValueError("not a text: the bytes do not fit the byte order mark before them") from None
-    sample = text[:100_000]
-    if "\0" in text or len(_CONTROLS.findall(sample)) > len(sample) / 10:
-        raise ValueError("not a text: it looks like a binary file")
-    return text.replace("\r\n", "\n").replace("\r", "\n"), encoding
-
-
-def _decode(data: bytes) -> tuple[str, str]:
-    """The first encoding that fits. Raises UnicodeDecodeError where there is a byte order mark and it lies.
-
-    Nothing but UTF-8 looks like UTF-8. The one-byte encodings are harder, as each takes almost any byte, but
-    no book has C1 controls. So Latin-1 with some is Windows-1252, which has curly quotes and dashes in their
-    place, whatever the header declares.
-    """
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16"), "utf-16"
-    if data.startswith(codecs.BOM_UTF8):
-        return data.decode("utf-8-sig"), "utf-8-bom"
-    for encoding in ("ascii", "utf-8", _declared_encoding(data), "latin-1", "cp1252"):
-        try:
-            text = data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if encoding == "utf-8" or not _C1_CONTROLS.search(text):
-            return text, encoding
-    return data.decode("latin-1"), "latin-1"  # which takes every byte
-
-
-def _declared_encoding(data: bytes) -> str:
-    """What the header's own line says, if that is an older encoding that Python knows, or else Latin-1."""
-    declared = _DECLARED.search(data, 0, ENVELOPE_CHARACTERS)
-    try:
-        name = codecs.lookup(declared[1].decode() if declared else "latin-1").name
-    except LookupError:
-        return "latin-1"
-    return "latin-1" if name == "iso8859-1" else name
-
-
 def strip_boilerplate(text: str) -> tuple[str, int, int, str]:
     """Takes a book out of its envelope; a text without any marker is kept whole.
 
@@ -185,22 +136,6 @@ def _skip_notices(text: str, start: int, end: int) -> int:
     return start
 
 
-def read_text(path: Path) -> tuple[str, str]:
-    """The text of a file, which may be packed with gzip, and its encoding: `decode_book` of what is on disk.
-
-    Raises:
-        ValueError: it is a broken gzip file or not a text; one line that names it.
-        OSError: it cannot be read.
-    """
-    data = path.read_bytes()
-    try:
-        return decode_book(gzip.decompress(data) if path.suffix.lower() == ".gz" else data)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: broken gzip file ({error})") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
 def read_book(path: Path) -> Book:
     """Reads a `.txt` or `.txt.gz` file.
 
@@ -222,17 +157,10 @@ def read_books_folder(folder: Path) -> Iterator[Book]:
     Raises:
         ValueError: there is none (at once), or `read_book` refuses one (when its turn comes).
     """
-    visible = (path for path in folder.rglob("*.*") if not path.name.startswith("."))
-    paths = [path for path in visible if _BOOK_SUFFIX.search(path.name) and path.is_file()]
+    paths = find_text_files(folder, (".txt", ".txt.gz"))
     if not paths:
         raise ValueError(f"no .txt or .txt.gz files in {folder}")
-    return map(read_book, sorted(paths, key=_natural_order))
-
-
-def _natural_order(path: Path) -> tuple[list[str | int], str]:
-    """A sorting key by file name in which numbers count as numbers: they are at every second place."""
-    pieces = re.split(r"([0-9]+)", path.name.casefold())
-    return [int(piece) if place % 2 else piece for place, piece in enumerate(pieces)], str(path)
+    return map(read_book, paths)
 
 
 _MIRROR_FILES = (  # from the newest form of a book to the oldest
@@ -351,6 +279,6 @@ def _fetch_text(url: str, attempts: int, timeout: float, sleep: Callable[[float]
     data, content_type = downloads.fetch(url, attempts, timeout, sleep, MAX_BYTES)
     if content_type == "text/html" or re.match(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|\?xml)", data, re.I):
         raise ValueError("a web page came, not a text")
-    if not decode_book(data)[0].strip():
+    if not decode_text(data)[0].strip():
         raise ValueError("an empty file came")
     return data

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from utils.files import read_json, recover_folder, replace_folder, write_json
+from utils.files import latest_whole_folder, read_json, replace_folder, sha256_of, write_json
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 from working_with_text_data.corpora import Document, Split
 
@@ -34,6 +34,7 @@ FORMAT = "scratchbook-token-shards-1"
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 DOCUMENTS = "documents.jsonl"
+_OWNED = (TOKENIZER, DOCUMENTS, "train_*.bin", "validation_*.bin")
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
@@ -99,7 +100,7 @@ def write_shards(
     """
     end = np.array([tokenizer.eot_token])
     dtype = token_dtype(tokenizer.n_vocab)
-    with replace_folder(folder, MANIFEST) as staging:
+    with replace_folder(folder, MANIFEST, _OWNED) as staging:
         writers = {split: _SplitWriter(staging, split, dtype, shard_tokens) for split in SPLITS}
         try:
             with open(staging / DOCUMENTS, "w", encoding="utf-8") as listing:
@@ -147,8 +148,7 @@ class TokenShards:
         Raises:
             ValueError: not a shards folder, a shard is missing or cut short, the tokenizer is missing or another one.
         """
-        folder = Path(folder)
-        recover_folder(folder, MANIFEST)
+        folder = latest_whole_folder(folder, MANIFEST)
         if not (folder / MANIFEST).is_file():
             raise ValueError(
                 f"no token shards in {folder}: make them with `python pretraining/prepare_data.py --out {folder}`"
@@ -167,6 +167,17 @@ class TokenShards:
         arrays = {split: [_map(folder, shard, dtype) for shard in manifest[split]["shards"]] for split in SPLITS}
         return cls(folder, manifest, tokenizer, arrays)
 
+    def verify(self) -> None:
+        """Reads every shard and compares its checksum with the manifest's.
+
+        Raises:
+            ValueError: a shard is not what was written.
+        """
+        for split in SPLITS:
+            for shard in self.manifest[split]["shards"]:
+                if sha256_of(self.folder / shard["file"]) != shard["sha256"]:
+                    raise ValueError(f"{self.folder / shard['file']} is damaged: prepare the data again")
+
 
 def _map(folder: Path, shard: dict[str, Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     path = folder / shard["file"]
@@ -177,12 +188,12 @@ def _map(folder: Path, shard: dict[str, Any], dtype: np.dtype[Any]) -> npt.NDArr
 
 
 class Batches:
-    """Batches of windows: every window once an epoch, in an order that (seed, epoch) decides alone.
+    """Batches of windows: each at most once an epoch, in an order that (seed, epoch) decides alone.
 
     A window is `context_length + 1` ids: the inputs, and the same moved by one as targets. Neighbouring windows share
-    one id, so that each id is a target once. Each epoch begins at another offset, so that cuts fall elsewhere. Batch
-    number `step` can be asked for directly, so a run that resumes at step N sees what it would have seen.
-    Windows never cross from one shard file to the next.
+    one id, so that no id is a target twice. Each epoch begins at another offset, so that cuts fall elsewhere, and
+    leaves out what does not fill a batch: other windows each time. Batch number `step` can be asked for directly, so a
+    run that resumes at step N sees what it would have seen. Windows never cross from one shard file to the next.
 
     Args:
         arrays: the memory-mapped shards of one side.
@@ -247,16 +258,13 @@ def evaluation_windows(
     Raises:
         ValueError: there is no token to predict.
     """
-    windows = []
-    for array in arrays:
-        last = len(array) - context_length
-        windows += [array[i : i + context_length + 1] for i in range(0, last, context_length)]
-    if not windows:
+    starts = [(array, i) for array in arrays for i in range(0, len(array) - context_length, context_length)]
+    if not starts:
         longest = max(arrays, key=len, default=np.zeros(0))
         if len(longest) < 2:
             raise ValueError("there is too little validation text: not one token to predict")
-        windows = [longest]
-    allowed = len(windows) if max_tokens is None else max(1, max_tokens // context_length)
-    if allowed < len(windows):
-        windows = [windows[i] for i in np.linspace(0, len(windows) - 1, allowed).round().astype(int)]
-    return np.stack(windows).astype(np.int64)
+        return longest[None].astype(np.int64)
+    allowed = len(starts) if max_tokens is None else max(1, max_tokens // context_length)
+    if allowed < len(starts):
+        starts = [starts[i] for i in np.linspace(0, len(starts) - 1, allowed).round().astype(int)]
+    return np.stack([array[i : i + context_length + 1] for array, i in starts]).astype(np.int64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -41,7 +41,6 @@ def test_the_mask_is_aligned_at_the_last_key():
                     assert mask[i, j] == (j <= n_key - n_query + i)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.booleans())
 def test_any_chunking_through_the_cache_equals_one_pass(chunks, bias):
     torch.manual_seed(1)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_model import Sampling, generate
@@ -27,7 +27,6 @@ def test_greedy_text_equals_transformers():
     assert list(generate(model, prompt, 15, Sampling(temperature=0))) == expected[0, 5:].tolist()
 
 
-@settings(deadline=None)
 @given(
     temperature=st.floats(0.1, 3),
     top_k=st.integers(1, 61),
@@ -54,10 +53,13 @@ def test_the_cuts_equal_transformers_processors(temperature, top_k, top_p, min_p
 
 def test_draws_follow_the_distribution():
     model = tiny_gpt().eval()
+    with torch.no_grad():
+        model.transformer.ln_f.weight.mul_(8)  # some tokens then are far more probable than others
     probabilities = model(torch.tensor([[7, 8]]))[0, -1].softmax(0)
     draws = torch.tensor([next(generate(model, [7, 8], 1, Sampling(seed=seed))) for seed in range(2000)])
     frequency = torch.bincount(draws, minlength=61) / 2000
-    assert (frequency - probabilities).abs().max() < 0.05
+    assert probabilities.max() > 0.2
+    assert (frequency - probabilities).abs().max() < 0.04  # 3.5 deviations of the mean of 2,000 draws
 
 
 def test_a_seed_repeats_and_another_differs():
@@ -91,7 +93,6 @@ def test_stop_ids_end_the_text_and_are_not_given():
     assert stopped == free[: free.index(free[4])]
 
 
-@settings(deadline=None)
 @given(st.text("the cat日👩é, ", max_size=40), st.lists(st.text("the ca日", min_size=1, max_size=4), max_size=3))
 def test_streamed_text_is_whole_and_stops_before_the_first_stop(text, stops):
     ids = TOKENIZER.encode_ordinary(text)
@@ -124,11 +125,32 @@ def test_generated_text_begins_a_document_for_an_empty_prompt():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": 2.0}, {"repetition_penalty": 0.0}],
+    [
+        {"temperature": -1.0},
+        {"temperature": 1e-40},
+        {"seed": 2**64},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"min_p": 2.0},
+        {"repetition_penalty": 0.0},
+    ],
 )
 def test_bad_sampling_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Sampling(**wrong)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_s_mode_is_as_it_was(training):
+    model = tiny_gpt().train(training)
+    for _ in generate(model, [1], 3):
+        assert not model.training
+    assert model.training == training
+    text = generate(model, [1], 3)
+    next(text)
+    text.close()
+    assert model.training == training
 
 
 def test_bad_prompts_are_refused():

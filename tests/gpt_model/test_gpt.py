@@ -65,7 +65,7 @@ def test_logits_loss_and_gradients_equal_transformers():
         torch.testing.assert_close(parameter.grad, expected_gradient, atol=1e-6, rtol=1e-4)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 8), min_size=1, max_size=6).filter(lambda chunks: sum(chunks) <= 24))
 def test_any_chunking_through_the_cache_equals_one_pass(chunks):
     model = tiny_gpt().eval()

@@ -75,7 +75,7 @@ def change_config(folder, **changes):
 
 
 def change_weights(folder, change):
-    weights = load_file(folder / "model.safetensors")
+    weights = {name: w.clone() for name, w in load_file(folder / "model.safetensors").items()}  # no longer mapped
     change(weights)
     save_file(weights, folder / "model.safetensors")
 
@@ -88,7 +88,11 @@ def change_weights(folder, change):
         (lambda f: (f / "config.json").write_text("{", encoding="utf-8"), "not a readable JSON"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 100), "damaged or not safetensors"),
         (lambda f: change_config(f, model_type="llama"), "'llama' model"),
-        (lambda f: change_config(f, activation_function="relu"), "not GPT-2's gelu_new"),
+        (lambda f: change_config(f, activation_function="relu"), "activation_function is 'relu'"),
+        (lambda f: change_config(f, scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx is True"),
+        (lambda f: change_config(f, n_embd=16.0), "n_embd is 16.0, of the wrong type"),
+        (lambda f: change_config(f, n_head=3), "not divisible"),
+        (lambda f: change_weights(f, lambda w: w.update({"lm_head.weight": torch.ones(3)})), "not the embedding"),
         (lambda f: change_config(f, n_layer="two"), "wrong type"),
         (lambda f: change_config(f, n_layer=3), r"transformer\.h\.2\.\S+ is missing; .* and 9 more"),
         (lambda f: change_config(f, n_positions=64), r"wpe\.weight has shape \(32, 16\), not \(64, 16\)"),

@@ -23,7 +23,7 @@ TRAIN_TOKENIZER = "working_with_text_data/bytepair_enc/train_tokenizer.py"
 PREPARE, PRETRAIN, GENERATE = "pretraining/prepare_data.py", "pretraining/pretrain_simple.py", "gpt_model/generate.py"
 TINY = [
     *("--n-layer", "1", "--n-head", "2", "--d-model", "32", "--context-length", "16", "--batch-size", "4"),
-    *("--steps", "12", "--evaluations", "2", "--eval-tokens", "64"),
+    *("--device", "cpu", "--steps", "12", "--evaluations", "2", "--eval-tokens", "64"),
 ]
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -42,7 +42,20 @@ def stages(tmp_path_factory):
         [TRAIN_TOKENIZER, "--corpus", corpus, "--vocab-size", 300, "--out", run_folder / "tokenizer.json"],
         [PREPARE, "--corpus", corpus, "--tokenizer", run_folder / "tokenizer.json", "--out", run_folder / "tokens"],
         [PRETRAIN, "--data", run_folder / "tokens", "--run", run_folder, *TINY],
-        [GENERATE, "--model", run_folder / "model", "--max-new-tokens", 8, "--seed", 1, "--prompt", "one and", ""],
+        [
+            GENERATE,
+            "--model",
+            run_folder / "model",
+            "--device",
+            "cpu",
+            "--max-new-tokens",
+            8,
+            "--seed",
+            1,
+            "--prompt",
+            "one and",
+            "",
+        ],
     ]
     printed = []
     for command in commands:
@@ -78,7 +91,8 @@ def test_the_run_folder_is_complete_and_its_figures_are_true(stages):
     assert load_tokenizer(folder / "model").fingerprint == shards.tokenizer.fingerprint
     made_by = json.loads((folder / "model" / "scratchbook.json").read_text(encoding="utf-8"))
     assert made_by["metrics"]["bits_per_byte"] == last["bits_per_byte"]
-    assert made_by["command"].startswith("pretrain_simple.py")
+    assert made_by["command"].startswith("python pretraining/pretrain_simple.py --data ")
+    assert made_by["metrics"]["finished"] is True
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert "--- step 12" in (folder / "samples.txt").read_text(encoding="utf-8")
 
@@ -113,10 +127,11 @@ def test_adamw_learns_too(stages, run, tmp_path):
 
 def test_a_time_limit_ends_the_run_in_order(stages, run, tmp_path):
     folder, _, _ = stages
-    flags = ["--steps", 10**9, "--max-minutes", 0.02]
-    done = run(PRETRAIN, "--data", folder / "tokens", "--run", tmp_path, *TINY[:-6], *flags)
+    flags = ["--steps", 10**9, "--max-minutes", 0.05]
+    done = run(PRETRAIN, "--data", folder / "tokens", "--run", tmp_path, *TINY, *flags)
     assert done.returncode == 0, done.stderr
     scales = [row["learning_rate_scale"] for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row]
+    assert max(scales) == 1
     assert scales[-1] < 0.5  # the rate came down as the time ran out
 
 
@@ -147,11 +162,11 @@ def test_ctrl_c_leaves_a_loadable_model(stages, tmp_path):
 
 
 def listing(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
 
 
 def test_unknown_corpus(run, tmp_path):
-    done = run(TRAIN_TOKENIZER, "--corpus", "wikipedia", "--out", tmp_path / "t.json")
+    done = run(TRAIN_TOKENIZER, "--corpus", "wikipedia", "--out", tmp_path / "new" / "t.json")
     assert_one_clear_line(done, "unknown corpus 'wikipedia'", "python-docs, gutenberg")
     assert listing(tmp_path) == []
 
@@ -248,9 +263,40 @@ def test_a_write_that_fails_half_way_leaves_nothing(stages, tmp_path):
     ):
         command = [sys.executable, "-c", DISK_OF_64_KB, script, *flags]
         done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
-        assert_one_clear_line(done)
+        assert_one_clear_line(done, "File too large")
     names = {p.name for p in tmp_path.rglob("*")}
     assert names <= {"big.txt", "run", "config.json", "metrics.jsonl", "samples.txt"}  # no shards, no model, no staging
+
+
+FULL_DISK = """
+import errno, os, runpy, sys
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+os.replace = full
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(stages, tmp_path):
+    folder, corpus, _ = stages
+    for script, *flags in (
+        (TRAIN_TOKENIZER, "--corpus", corpus, "--vocab-size", 300, "--out", tmp_path / "tokenizer.json"),
+        (PREPARE, "--corpus", corpus, "--tokenizer", folder / "tokenizer.json", "--out", tmp_path / "tokens"),
+    ):
+        command = [sys.executable, "-c", FULL_DISK, script, *flags]
+        done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+        assert_one_clear_line(done, "the disk is full", "free some space")
+    assert listing(tmp_path) == []
+
+
+def test_an_older_run_is_replaced_only_when_asked_for(run, stages):
+    folder, _, _ = stages
+    before = (folder / "model" / "model.safetensors").read_bytes()
+    assert_one_clear_line(run(PRETRAIN, "--data", folder / "tokens", "--run", folder, *TINY), "holds a run already")
+    assert (folder / "model" / "model.safetensors").read_bytes() == before
+    done = run(PRETRAIN, "--data", folder / "tokens", "--run", folder, *TINY, "--overwrite")
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_network(run, tmp_path):
@@ -280,8 +326,9 @@ def test_bad_flags(run, stages, tmp_path, flag, value, word):
     assert listing(tmp_path) == []
 
 
-def test_a_loss_that_explodes_is_told(run, stages, tmp_path):
-    flags = ["--learning-rate", 1e30, "--other-learning-rate", 1e30]
+@pytest.mark.parametrize("evaluations", [2, 12])  # found at the next step, and found when measuring
+def test_a_loss_that_explodes_is_told(run, stages, tmp_path, evaluations):
+    flags = ["--learning-rate", 1e30, "--other-learning-rate", 1e30, "--evaluations", evaluations]
     done = run(PRETRAIN, "--data", stages[0] / "tokens", "--run", tmp_path / "run", *TINY, *flags)
     assert_one_clear_line(done, "loss is", "lower --learning-rate")
     load_model(tmp_path / "run" / "model")
@@ -290,7 +337,7 @@ def test_a_loss_that_explodes_is_told(run, stages, tmp_path):
 def test_somebody_s_folder_is_not_replaced(run, stages, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
     done = run(PREPARE, "--corpus", stages[1], "--tokenizer", stages[0] / "tokenizer.json", "--out", tmp_path)
-    assert_one_clear_line(done, "holds other files")
+    assert_one_clear_line(done, "holds 'thesis.tex', which is not ours")
     assert listing(tmp_path) == ["thesis.tex"]
 
 

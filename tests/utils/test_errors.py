@@ -39,6 +39,8 @@ def run_body(tmp_path, body, *arguments):
         ("raise ValueError('two\\nlines')", 2, "error: two lines"),
         ("raise OSError(28, 'No space left on device', 'f')", 2, "error: the disk is full (f): free some space"),
         ("open('/nowhere/at/all')", 2, "error: no such file or folder (/nowhere/at/all)"),
+        ("raise MemoryError", 2, "error: out of memory"),
+        ("raise RuntimeError('CUDA out of memory. Tried to allocate')", 2, "error: out of memory"),
         ("raise KeyboardInterrupt", 130, "stopped"),
     ],
 )
@@ -53,6 +55,19 @@ def test_a_bug_keeps_its_traceback(tmp_path):
     done = run_body(tmp_path, "raise RuntimeError('ours')")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a closed pipe is another error there")
+def test_a_reader_that_stops_reading_is_no_error(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(body="print('line\\n' * 100_000)"), encoding="utf-8")
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 def test_a_wrong_flag_is_refused(tmp_path):

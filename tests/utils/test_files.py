@@ -82,16 +82,32 @@ def test_replace_folder_keeps_the_old_one_on_any_error(tmp_path):
 def test_replace_folder_never_takes_somebody_s_own_folder(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("years of work", encoding="utf-8")
-    with (
-        pytest.raises(ValueError, match=r"holds other files and no config\.json"),
-        files.replace_folder(tmp_path / "thesis", "config.json"),
-    ):
-        pass
-    assert listing(tmp_path / "thesis") == ["chapter1.tex"]
+    for name in ("", "config.json"):  # a marker alone does not make it ours
+        if name:
+            (tmp_path / "thesis" / name).write_text("{}", encoding="utf-8")
+        with (
+            pytest.raises(ValueError, match=r"holds 'chapter1\.tex', which is not ours"),
+            files.replace_folder(tmp_path / "thesis", "config.json", ["*.bin"]),
+        ):
+            pass
+    assert listing(tmp_path / "thesis") == ["chapter1.tex", "config.json"]
+
+
+def test_replace_folder_follows_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    try:
+        (tmp_path / "model").symlink_to(tmp_path / "disk", target_is_directory=True)
+    except OSError:
+        pytest.skip("this user may not make links")
+    for content in ("one", "two"):
+        with files.replace_folder(tmp_path / "model", "config.json") as staging:
+            (staging / "config.json").write_text(content, encoding="utf-8")
+    assert (tmp_path / "disk" / "config.json").read_text(encoding="utf-8") == "two"
+    assert (tmp_path / "model").is_symlink()
 
 
 def test_a_kill_between_the_two_renames_is_undone(tmp_path):
-    """The one instant at which the target is absent: the reader brings the old folder back."""
+    """The one instant at which the target is absent: readers find the old one, the next writer puts it back."""
     target = tmp_path / "model"
     code = f"""
 import os
@@ -112,8 +128,23 @@ write("new")
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     assert not target.exists()
-    files.recover_folder(target, "config.json")
+    found = files.latest_whole_folder(target, "config.json")  # what a reader reads
+    assert (found / "config.json").read_text(encoding="utf-8") == "old"
+    with pytest.raises(KeyError), files.replace_folder(target, "config.json"):
+        raise KeyError  # a writer that fails as well
     assert (target / "config.json").read_text(encoding="utf-8") == "old"
+    with files.replace_folder(target, "config.json") as staging:
+        (staging / "config.json").write_text("new", encoding="utf-8")
+    assert files.latest_whole_folder(target, "config.json") == target
+    assert (target / "config.json").read_text(encoding="utf-8") == "new"
+
+
+def test_require_writable_leaves_nothing(tmp_path):
+    assert files.require_writable(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert listing(tmp_path) == []
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(NotADirectoryError):
+        files.require_writable(tmp_path / "file" / "b")
 
 
 def test_sha256_of_the_empty_file(tmp_path):

@@ -13,8 +13,7 @@ def test_metrics_come_back_and_a_torn_last_line_does_not(tmp_path):
     log = MetricsLog(path)
     log.log(step=1, loss=2.5)
     log.log(step=2, loss=2.25)
-    assert read_metrics(path) == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.25}]  # before it is closed
-    log.close()
+    assert read_metrics(path) == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.25}]
     with path.open("a", encoding="utf-8") as file:
         file.write('{"step": 3, "lo')
     assert len(read_metrics(path)) == 2

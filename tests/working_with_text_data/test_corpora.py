@@ -53,7 +53,8 @@ def test_the_split_loses_nothing_and_leaves_text_on_both_sides(n_documents, ever
 
 def test_a_single_document_is_cut_after_a_paragraph():
     text = "\n\n".join(f"Paragraph {i}." for i in range(100))
-    (_, head), (_, tail) = split([Document("one", text)])
+    (_, head), (_, tail) = split([Document("one", text, {"encoding": "ascii"})])
+    assert head.source == {"encoding": "ascii"}
     assert head.text + tail.text == text
     assert head.text.endswith("\n\n")
     assert 0.85 < len(head.text) / len(text) < 0.92
@@ -66,10 +67,14 @@ def test_folders_files_and_encodings(tmp_path):
     (tmp_path / "c.md").write_bytes(b"\xef\xbb\xbf# Title")
     (tmp_path / "empty.txt").write_bytes(b"")
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\0")
+    (tmp_path / "._b.txt").write_bytes(b"\0\0\0\0")  # what macOS leaves beside a file
+    (tmp_path / "folder.txt").mkdir()
+    (tmp_path / "UPPER.TXT").write_bytes(b"loud")
     assert {d.name: d.text for d in open_corpus(str(tmp_path))} == {
         "b.txt": "café\n",
         "c.md": "# Title",
         "deep/a.txt.gz": "naïve",
+        "UPPER.TXT": "loud",
     }
     assert [d.text for d in open_corpus(str(tmp_path / "b.txt"))] == ["café\n"]
 

@@ -17,13 +17,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from working_with_text_data import gutenberg
 from working_with_text_data.gutenberg import (
     Book,
-    decode_book,
     download_book,
     download_books,
     parse_book_ids,
@@ -31,6 +30,7 @@ from working_with_text_data.gutenberg import (
     read_books_folder,
     strip_boilerplate,
 )
+from working_with_text_data.text_files import decode_text
 
 BODY = "THE TALE\n\nby A. Nonymous\n\nOnce there was a pen.\n\n  It wrote.\n\nTHE END\n"
 HEADER = "The Project Gutenberg eBook of The Tale\n\nTitle: The Tale\n\n"
@@ -65,7 +65,7 @@ def test_every_encoding_and_line_end_gives_the_same_text(
     expected: str, codec: str, words: str, mark: bytes, line_end: str
 ) -> None:
     lines = [words, "", "second line", ""]
-    assert decode_book(mark + line_end.join(lines).encode(codec)) == ("\n".join(lines), expected)
+    assert decode_text(mark + line_end.join(lines).encode(codec)) == ("\n".join(lines), expected)
 
 
 @pytest.mark.parametrize(
@@ -83,12 +83,12 @@ def test_every_encoding_and_line_end_gives_the_same_text(
     ],
 )
 def test_the_declared_encoding_counts_when_it_can_be_true(label: str, raw: bytes, words: str, encoding: str) -> None:
-    text, found = decode_book(f"Character set encoding: {label}\r\n\r\n".encode() + raw)
+    text, found = decode_text(f"Character set encoding: {label}\r\n\r\n".encode() + raw)
     assert (text.splitlines()[-1], found) == (words, encoding)
 
 
 def test_a_byte_that_not_even_cp1252_defines_is_latin_1() -> None:
-    assert decode_book(b"caf\xe9 \x81 in a sentence") == ("café \x81 in a sentence", "latin-1")
+    assert decode_text(b"caf\xe9 \x81 in a sentence") == ("café \x81 in a sentence", "latin-1")
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_byte_that_not_even_cp1252_defines_is_latin_1() -> None:
 )
 def test_what_is_not_text_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"^not a text: .+$"):
-        decode_book(data)
+        decode_text(data)
 
 
 # Characters that occur in books: no controls but the line ends, no surrogates, no byte order marks.
@@ -114,20 +114,18 @@ BOOK_CHARACTERS = st.characters(exclude_categories=["Cc", "Cs"], include_charact
 BOOK_TEXT = st.text(BOOK_CHARACTERS)
 
 
-@settings(deadline=None)
 @given(BOOK_TEXT, st.sampled_from(LINE_ENDS), st.booleans())
 def test_any_text_survives_utf_8(text: str, line_end: str, mark: bool) -> None:
     data = text.replace("\n", line_end).encode("utf-8-sig" if mark else "utf-8")
-    decoded, encoding = decode_book(data)
+    decoded, encoding = decode_text(data)
     assert decoded == text
     assert encoding == ("utf-8-bom" if mark else "ascii" if text.isascii() else "utf-8")
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_any_bytes_are_decoded_or_refused(data: bytes) -> None:
     try:
-        text, _ = decode_book(data)
+        text, _ = decode_text(data)
     except ValueError as error:
         assert "\n" not in str(error)
     else:
@@ -260,7 +258,6 @@ def test_an_empty_envelope_has_no_body(text: str) -> None:
     assert strip_boilerplate(text)[0] == ""
 
 
-@settings(deadline=None)
 @given(BOOK_TEXT)
 def test_the_counts_say_where_the_body_was(text: str) -> None:
     body, before, after, _ = strip_boilerplate(text)
@@ -268,7 +265,6 @@ def test_the_counts_say_where_the_body_was(text: str) -> None:
     assert body == "" or (body.endswith("\n") and body.strip() == text.strip())
 
 
-@settings(deadline=None)
 @given(st.text("abc *.\n"))
 def test_any_story_comes_out_of_its_envelope(story: str) -> None:
     book = f"THE TALE\n{story}".rstrip() + "\n"
@@ -362,7 +358,6 @@ def test_rubbish_is_not_a_book_number(spec: str) -> None:
         parse_book_ids(spec)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 999_999), min_size=1, unique=True), st.sampled_from([",", " ", ", ", "\n"]))
 def test_written_numbers_are_read_back(ids: list[int], separator: str) -> None:
     assert parse_book_ids(separator.join(map(str, ids))) == ids

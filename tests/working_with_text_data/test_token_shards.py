@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from working_with_text_data.bytepair_enc import BytePairTokenizer
@@ -79,6 +79,9 @@ def test_damage_is_found(folder, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-2])
     with pytest.raises(ValueError, match=r"train_00001\.bin has 98 bytes, not 100"):
         TokenShards.open(folder)
+    shard.write_bytes(shard.read_bytes() + b"xx")
+    with pytest.raises(ValueError, match=r"train_00001\.bin is damaged"):
+        TokenShards.open(folder).verify()
     with pytest.raises(ValueError, match="no token shards in"):
         TokenShards.open(tmp_path / "nowhere")
     (folder / "manifest.json").write_text("[]", encoding="utf-8")
@@ -98,7 +101,6 @@ def test_nothing_is_left_when_writing_fails(tokenizer, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 60), min_size=1, max_size=4),
     context=st.integers(1, 9),

@@ -142,7 +142,7 @@ class BytePairTokenizer:
         self._bytes_of.update({i: text.encode("utf-8") for text, i in self.special_tokens.items()})
         if len(self._bytes_of) != len(self.ranks) + len(self.special_tokens):
             raise ValueError("two tokens share one id: each token, special ones included, needs an id of its own")
-        self._find_pieces = training.compile_pattern(pattern).findall
+        self._compiled = training.compile_pattern(pattern)
         self._ids_of_piece = _PieceIds(self.ranks)
 
     # --- training -----------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ class BytePairTokenizer:
         except UnicodeEncodeError:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         ids_of_piece = self._ids_of_piece
-        return [i for piece in self._find_pieces(text) for i in ids_of_piece[piece]]
+        return [i for piece in training.split_into_pieces(self._compiled, text) for i in ids_of_piece[piece]]
 
     def encode_batch(
         self,

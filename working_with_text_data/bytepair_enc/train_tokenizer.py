@@ -5,6 +5,7 @@ python working_with_text_data/bytepair_enc/train_tokenizer.py --corpus python-do
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,13 +43,14 @@ def show(piece: bytes) -> str:
 def main(options: TrainTokenizer) -> None:
     if options.out.is_dir():
         raise UserError(f"--out {options.out} is a folder: give a file name such as {options.out / 'tokenizer.json'}")
+    documents = options.split_documents()
     require_writable(options.out.parent)
     print(f"Training a tokenizer of {options.vocab_size:,} tokens on the training documents of {options.corpus}")
 
     held_out: list[str] = []
 
     def training_texts() -> Iterator[str]:
-        for split, document in tqdm(options.split_documents(), desc="reading", unit=" documents", disable=None):
+        for split, document in tqdm(documents, desc="reading", unit=" documents", disable=None):
             if split == "train":
                 yield document.text
             elif sum(map(len, held_out)) < 2_000_000:  # enough to measure on
@@ -76,8 +78,8 @@ def main(options: TrainTokenizer) -> None:
     if tokenizer.n_vocab < options.vocab_size:
         print(f"The corpus ran out of repeated pairs: the vocabulary has {tokenizer.n_vocab:,} tokens")
     print(f"\nWrote {options.out}")
-    print(f"Next: python pretraining/prepare_data.py --tokenizer {options.out} --corpus {options.corpus}", end="")
-    print(f" --books {options.books}" if options.books else "")
+    flags = ["--tokenizer", options.out, "--out", options.out.parent / "tokens", *options.flags()]
+    print(f"Next: python pretraining/prepare_data.py {shlex.join(map(str, flags))}")
 
 
 if __name__ == "__main__":

@@ -25,23 +25,41 @@ Pair = tuple[int, int]
 
 
 def compile_pattern(pattern: str) -> regex.Pattern[str]:
-    """The pattern, ready for use.
+    """The pattern, ready for `split_into_pieces`.
 
     Raises:
-        ValueError: it does not compile; one line that says where.
+        ValueError: it does not compile, or has groups that capture; one line that says where.
     """
     try:
-        return regex.compile(pattern)
+        compiled = regex.compile(pattern)
     except regex.error as error:
         raise ValueError(f"the pattern {pattern!r} does not compile: {error}") from None
+    if compiled.groups:
+        raise ValueError(f"the pattern {pattern!r} captures groups: write (?:...) in place of (...)")
+    return compiled
+
+
+def split_into_pieces(pattern: regex.Pattern[str], text: str) -> list[str]:
+    """The matches of `pattern` one after the other; what stands between two matches is a piece of its own.
+
+    The usual patterns match every character, and then this is `findall`.
+    """
+    pieces: list[str] = pattern.findall(text)
+    if sum(map(len, pieces)) == len(text):
+        return pieces
+    pieces, position = [], 0
+    for match in pattern.finditer(text):
+        pieces += [text[position : match.start()], match.group()]
+        position = match.end()
+    return [piece for piece in [*pieces, text[position:]] if piece]
 
 
 def count_pieces(texts: Iterable[str], pattern: str) -> Counter[bytes]:
     """How often each piece stands in the texts, the pieces as UTF-8 bytes (lone surrogates as U+FFFD)."""
-    find_pieces = compile_pattern(pattern).findall
+    compiled = compile_pattern(pattern)
     counts: Counter[str] = Counter()
     for text in texts:
-        counts.update(find_pieces(text))
+        counts.update(split_into_pieces(compiled, text))
     in_bytes: Counter[bytes] = Counter()
     for piece, count in counts.items():
         in_bytes[piece.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode("utf-8")] += count

@@ -1,0 +1,91 @@
+"""Makes a finished run presentable: a picture, a JSON file of its figures, and the tables in the READMEs.
+
+python pretraining/report_run.py --run runs/demo --name demo
+
+Every figure in a README comes from such a JSON file, so that none is typed and each can be traced to a command.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import UserError, run_command
+from utils.files import read_json, write_json, write_text
+from utils.plots import save_curves
+from utils.tracking import REPOSITORY, metric_curves
+
+RESULTS = REPOSITORY / "pretraining" / "results"
+READMES = (REPOSITORY / "README.md", REPOSITORY / "pretraining" / "README.md")
+BEGIN, END = "<!-- runs:begin -->", "<!-- runs:end -->"
+
+
+@dataclass(frozen=True)
+class ReportRun:
+    """The flags of this script."""
+
+    run: Path = Path("runs/demo")
+    """A run folder that pretrain_simple.py wrote."""
+    name: str = "demo"
+    """What the run is called in tables and file names."""
+    out: Path = RESULTS
+    """The folder for NAME.json and NAME.png."""
+
+
+def table(results: Path) -> str:
+    """The Markdown table of all runs in a folder of results."""
+    rows = [
+        "| run | parameters | tokens seen | validation nats/token | bits per byte | tokens/s | minutes | device |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for path in sorted(results.glob("*.json")):
+        run = read_json(path)
+        m = run["metrics"]
+        rows.append(
+            f"| {path.stem} | {m['parameters'] / 1e6:.1f}M | {m['tokens'] / 1e6:.1f}M | {m['validation_loss']:.3f} "
+            f"| {m['bits_per_byte']:.3f} | {m['tokens_per_second']:,.0f} | {m['minutes']:.1f} | {run['device']} |"
+        )
+    return "\n".join(rows)
+
+
+def with_table(readme: str, rows: str) -> str:
+    """`readme` with what stands between the markers replaced by `rows`."""
+    block = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.S)
+    return block.sub(lambda _: f"{BEGIN}\n{rows}\n{END}", readme)
+
+
+def last_sample(run: Path) -> str:
+    """The text that the finished model wrote."""
+    return (run / "samples.txt").read_text(encoding="utf-8").split("--- step ")[-1].split("\n", 1)[1]
+
+
+def main(options: ReportRun) -> None:
+    if not (options.run / "model" / "scratchbook.json").is_file():
+        raise UserError(f"{options.run} is not a finished run: train one with pretraining/pretrain_simple.py")
+    figures = read_json(options.run / "model" / "scratchbook.json")
+    if not figures.get("metrics", {}).get("finished"):
+        raise UserError(f"{options.run} did not come to its end: its figures would be those of an unfinished run")
+    write_json(options.out / f"{options.name}.json", figures)
+    curves = metric_curves(options.run / "metrics.jsonl", training="loss", validation="validation_loss")
+    lines = [piece for line in last_sample(options.run).splitlines() for piece in textwrap.wrap(line, 58) or [""]]
+    m = figures["metrics"]
+    save_curves(
+        options.out / f"{options.name}.png",
+        curves,
+        f"{options.name}: {m['parameters'] / 1e6:.1f}M parameters, {m['minutes']:.1f} minutes",
+        "step",
+        "loss (nats per token)",
+        f"{m['bits_per_byte']:.3f} bits per byte",
+        text="\n".join(lines[:22]),
+    )
+    print(f"Wrote {options.out / options.name}.json and .png")
+    if options.out.resolve() == RESULTS:
+        for readme in READMES:
+            write_text(readme, with_table(readme.read_text(encoding="utf-8"), table(RESULTS)))
+        print(f"Wrote the tables in {' and '.join(str(path.relative_to(REPOSITORY)) for path in READMES)}")
+
+
+if __name__ == "__main__":
+    run_command(main, ReportRun)

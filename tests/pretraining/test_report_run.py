@@ -1,0 +1,51 @@
+"""The tables in the READMEs are what the committed JSON files say, to the letter."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pretraining.report_run import BEGIN, END, READMES, RESULTS, ReportRun, main, table, with_table
+from tests.conftest import assert_one_clear_line
+
+METRICS = {
+    "parameters": 2_500_000,
+    "tokens": 4_000_000,
+    "validation_loss": 3.1234,
+    "bits_per_byte": 1.2345,
+    "tokens_per_second": 12_345.6,
+    "minutes": 5.06,
+    "finished": True,
+}
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+def test_readmes_hold_the_table_of_the_committed_results(readme):
+    text = readme.read_text(encoding="utf-8")
+    assert text.count(BEGIN) == text.count(END) == 1
+    assert with_table(text, table(RESULTS)) == text
+
+
+def test_a_run_becomes_a_row_and_a_picture(tmp_path):
+    run = tmp_path / "run"
+    (run / "model").mkdir(parents=True)
+    made_by = {"metrics": METRICS, "device": "cpu, 2 threads, float32"}
+    (run / "model" / "scratchbook.json").write_text(json.dumps(made_by), encoding="utf-8")
+    rows = [{"step": 1, "loss": 2.0}, {"step": 1, "validation_loss": 2.1}]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (run / "samples.txt").write_text("--- step 0, x\nfirst\n\n--- step 1, y\nsaid for $5 and $6\n", encoding="utf-8")
+    main(ReportRun(run, "tiny", tmp_path / "results"))
+    assert (tmp_path / "results" / "tiny.png").read_bytes().startswith(b"\x89PNG")
+    row = table(tmp_path / "results").splitlines()[-1]
+    assert row == "| tiny | 2.5M | 4.0M | 3.123 | 1.234 | 12,346 | 5.1 | cpu, 2 threads, float32 |"
+
+
+def test_an_unfinished_run_has_no_figures(run, tmp_path):
+    done = run("pretraining/report_run.py", "--run", tmp_path, "--out", tmp_path / "out")
+    assert_one_clear_line(done, "is not a finished run")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "scratchbook.json").write_text('{"metrics": {"interrupted": true}}', encoding="utf-8")
+    done = run("pretraining/report_run.py", "--run", tmp_path, "--out", tmp_path / "out")
+    assert_one_clear_line(done, "did not come to its end")
+    assert not (tmp_path / "out").exists()
