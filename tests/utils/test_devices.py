@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from utils.devices import autocast, describe_device, pick_device
+from utils.devices import autocast, describe_device, has_fast_bfloat16, pick_device
 from utils.seeding import seed_everything
 
 
@@ -42,3 +42,12 @@ def test_one_seed_decides_every_generator():
     assert draws() == draws()
     with pytest.raises(ValueError, match="seed -1"):
         seed_everything(-1)
+
+
+@pytest.mark.parametrize("tiles", [True, False])
+def test_a_cpu_multiplies_bfloat16_only_with_tiles(monkeypatch, tiles):
+    """AVX512-BF16 without AMX was measured slower than float32."""
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    assert has_fast_bfloat16(torch.device("cpu")) is tiles
