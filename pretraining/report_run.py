@@ -69,7 +69,7 @@ def main(options: ReportRun) -> None:
         raise UserError(f"{options.run} did not come to its end: its figures would be those of an unfinished run")
     write_json(options.out / f"{options.name}.json", figures)
     curves = metric_curves(options.run / "metrics.jsonl", training="loss", validation="validation_loss")
-    lines = [piece for line in last_sample(options.run).splitlines() for piece in textwrap.wrap(line, 58) or [""]]
+    lines = [piece for line in last_sample(options.run).splitlines() for piece in textwrap.wrap(line, 78) or [""]]
     m = figures["metrics"]
     save_curves(
         options.out / f"{options.name}.png",
