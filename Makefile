@@ -21,7 +21,7 @@ DEMO_FLAGS ?=
 DEVICE ?= auto
 PROMPTS ?= "The assert statement" "Return a list of" "If the file does not exist," "class"
 
-.PHONY: help setup demo test lint types pytest format clean
+.PHONY: help setup demo test lint types pytest notebooks format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -66,6 +66,9 @@ types: $(VENV)/.installed
 
 pytest: $(VENV)/.installed
 	$(PY) -m pytest
+
+notebooks: $(VENV)/.installed ## execute all notebooks and write them with their outputs
+	$(PY) utils/notebooks.py
 
 format: $(VENV)/.installed ## write the code in the project's style
 	$(PY) -m ruff check --fix .

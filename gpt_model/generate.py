@@ -16,7 +16,6 @@ They are applied in this order: penalty, temperature, top-k, top-p, min-p.
 
 from __future__ import annotations
 
-import codecs
 import math
 import shlex
 import sys
@@ -31,6 +30,7 @@ from torch import Tensor
 
 from utils.devices import pick_device
 from utils.errors import UserError, run_command
+from working_with_text_data.bytepair_enc import StreamDecoder
 
 if TYPE_CHECKING:
     from gpt_model.gpt import GPT
@@ -169,10 +169,10 @@ def stream_text(ids: Iterable[int], tokenizer: BytePairTokenizer, stop: Sequence
         stop: strings that end the text, whichever is complete first; it is not yielded, and no further id is asked for.
     """
     stop = [s for s in stop if s]
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder = StreamDecoder(tokenizer)
     waiting = ""
     for i in ids:
-        waiting += decoder.decode(tokenizer.decode_single_token_bytes(i))
+        waiting += decoder.feed(i)
         found = [(at + len(s), at) for s in stop if (at := waiting.find(s)) >= 0]
         if found:
             _, cut = min(found)  # of several, the one that is complete first, however tokens cut the text
@@ -183,7 +183,7 @@ def stream_text(ids: Iterable[int], tokenizer: BytePairTokenizer, stop: Sequence
         if certain:
             yield waiting[:certain]
             waiting = waiting[certain:]
-    if rest := waiting + decoder.decode(b"", final=True):
+    if rest := waiting + decoder.finish():
         yield rest
 
 

@@ -6,8 +6,6 @@ import gzip
 import json
 import random
 import unicodedata
-from collections import Counter
-from itertools import pairwise
 
 import pytest
 import tiktoken
@@ -15,8 +13,9 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from working_with_text_data.bytepair_enc import GPT2_PATTERN, GPT4_PATTERN, BytePairTokenizer, training
-from working_with_text_data.bytepair_enc.bpe import merge_long_piece, merge_piece
+from working_with_text_data.bytepair_enc import GPT2_PATTERN, GPT4_PATTERN, BytePairTokenizer, ladder, training
+from working_with_text_data.bytepair_enc.counting import count_pieces
+from working_with_text_data.bytepair_enc.merging import merge_long_piece, merge_piece
 from working_with_text_data.bytepair_enc.tokenizer_json import byte_alphabet, recover_pair
 
 TEXT = (
@@ -52,28 +51,11 @@ def test_a_merge_by_hand():
     assert merges == [(a, a), (a, b), (256, 257)]  # aa (4), ab (2), aa+ab (2)
 
 
-def naive_merges(counts, n_merges):
-    """The definition: count all pairs anew for every merge."""
-    words = {piece: list(piece) for piece in counts}
-    merges: list[training.Pair] = []
-    while len(merges) < n_merges:
-        pairs: Counter[training.Pair] = Counter()
-        for piece, ids in words.items():
-            for pair in pairwise(ids):
-                pairs[pair] += counts[piece]
-        if not pairs or max(pairs.values()) < 2:
-            break
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        merges.append(best)
-        words = {piece: training.merge_pair(ids, best, 255 + len(merges)) for piece, ids in words.items()}
-    return merges
-
-
 @settings(max_examples=50)
 @given(st.lists(st.text("aab ", max_size=30), min_size=1, max_size=5))
 def test_fast_training_equals_the_definition(texts):
-    counts = training.count_pieces(texts, GPT4_PATTERN)
-    assert training.learn_merges(counts, 30) == naive_merges(counts, 30)
+    counts = count_pieces(texts, GPT4_PATTERN)
+    assert training.learn_merges(counts, 30) == ladder.learn_on_pieces(counts, 30)
 
 
 def test_training_makes_the_merges_of_hugging_face(data_folder):

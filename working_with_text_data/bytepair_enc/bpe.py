@@ -15,99 +15,38 @@ Three steps make the ids of a text (Radford et al. 2019, section 2.2):
 
 The vocabulary is one dictionary, `ranks`: the bytes of a token -> its id, which is also its rank. The pair that made
 a token need not be stored: it is the only pair of earlier tokens that ever meets and spells it.
+
+The plain versions of all of this are in `ladder.py`; what makes it fast stands apart, each piece in a file of its own:
+`merging.py`, `word_cuts.py`, `fast_encoding.py`, `counting.py`, `training.py`. Here is what they add up to.
 """
 
 from __future__ import annotations
 
 import hashlib
-import heapq
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import regex
 
+from utils.parallel import map_in_order
 from working_with_text_data.bytepair_enc import training
+from working_with_text_data.bytepair_enc.counting import chunks_of
+from working_with_text_data.bytepair_enc.fast_encoding import FastEncoder
+from working_with_text_data.bytepair_enc.patterns import GPT4_PATTERN, compile_pattern, split_into_pieces
+from working_with_text_data.bytepair_enc.word_cuts import CUTTERS
 
 if TYPE_CHECKING:
     import tiktoken
 
-# How GPT-2 cuts text: an English contraction, a word, a number or a run of signs, each with one space before it.
-GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-# How GPT-4 does (cl100k_base): contractions in either case, numbers in threes, line ends kept with the signs before.
-GPT4_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 END_OF_TEXT = "<|endoftext|>"
-
-_LONG_PIECE = 64  # bytes; from here on a heap beats looking at every pair again
-_CACHED_PIECES = 1_000_000  # pieces whose ids are remembered; natural text repeats nearly all of its pieces
-
-
-def merge_piece(piece: bytes, ranks: Mapping[bytes, int]) -> list[int]:
-    """The ids of one piece by the plain rule: join the adjacent pair of lowest rank, leftmost first.
-
-    This is the definition. It looks at every pair for every merge: O(n²) for n bytes, which is the fastest way for
-    the handful of bytes in a word and hopeless for a long run of letters: see `merge_long_piece`.
-    """
-    parts = [piece[i : i + 1] for i in range(len(piece))]
-    while len(parts) > 1:
-        candidates = [(ranks[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ranks]
-        if not candidates:
-            break
-        _, i = min(candidates)
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return [ranks[part] for part in parts]
-
-
-def merge_long_piece(piece: bytes, ranks: Mapping[bytes, int]) -> list[int]:
-    """The same ids as `merge_piece` in O(n log n): a heap of pairs by rank over parts that are linked to their right.
-
-    Each part is named by where it starts; `end[start]` is where it ends, and so where its right neighbour starts.
-    A heap entry is (rank, start, middle, stop) of two neighbours. It is stale, and skipped, if either has grown since.
-    """
-    n = len(piece)
-    end = list(range(1, n + 1))
-    start_of_part_ending_at = list(range(-1, n))
-    heap = [(ranks[piece[i : i + 2]], i, i + 1, i + 2) for i in range(n - 1) if piece[i : i + 2] in ranks]
-    heapq.heapify(heap)
-    while heap:
-        _, start, middle, stop = heapq.heappop(heap)
-        if end[start] != middle or end[middle] != stop:
-            continue
-        end[start], end[middle] = stop, -1
-        start_of_part_ending_at[stop] = start
-        left = start_of_part_ending_at[start]
-        for a, b in ((left, start), (start, stop)):  # the two pairs that the new part makes
-            if a >= 0 and b < n and (pair := piece[a : end[b]]) in ranks:
-                heapq.heappush(heap, (ranks[pair], a, b, end[b]))
-    ids, start = [], 0
-    while start < n:
-        ids.append(ranks[piece[start : end[start]]])
-        start = end[start]
-    return ids
-
-
-class _PieceIds(dict[str, tuple[int, ...]]):
-    """piece -> its ids, merged on first sight and remembered."""
-
-    def __init__(self, ranks: Mapping[bytes, int]) -> None:
-        super().__init__()
-        self.ranks = ranks
-
-    def __missing__(self, piece: str) -> tuple[int, ...]:
-        data = piece.encode("utf-8")
-        if data in self.ranks:
-            ids: tuple[int, ...] = (self.ranks[data],)
-        else:
-            ids = tuple((merge_piece if len(data) < _LONG_PIECE else merge_long_piece)(data, self.ranks))
-        if len(data) < _LONG_PIECE:
-            if len(self) >= _CACHED_PIECES:
-                self.clear()
-            self[piece] = ids
-        return ids
+Spellings = Literal["all"] | Collection[str]
+_CHUNK = 2_000_000  # characters that one process encodes at a time
+_SLICE = 4_000  # ids that are decoded together: few enough that what is fetched stays in the processor's cache
 
 
 class BytePairTokenizer:
@@ -140,10 +79,18 @@ class BytePairTokenizer:
             )
         self._bytes_of = {i: token for token, i in self.ranks.items()}
         self._bytes_of.update({i: text.encode("utf-8") for text, i in self.special_tokens.items()})
+        # The same as a list, for `decode`; None where no token has that id.
+        self._token_table = [self._bytes_of.get(i) for i in range(max(self._bytes_of) + 1)]
         if len(self._bytes_of) != len(self.ranks) + len(self.special_tokens):
             raise ValueError("two tokens share one id: each token, special ones included, needs an id of its own")
-        self._compiled = training.compile_pattern(pattern)
-        self._ids_of_piece = _PieceIds(self.ranks)
+        if "" in self.special_tokens or b"" in self.ranks:
+            raise ValueError("a token must not be empty")
+        self._split: Callable[[str], list[str]] = partial(split_into_pieces, compile_pattern(pattern))
+        self._encoder = FastEncoder(self.ranks, self._bytes_of, self._split, CUTTERS.get(pattern))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For other processes: the vocabulary, without what was remembered of texts."""
+        return BytePairTokenizer, (self.ranks, self.pattern, self.special_tokens, self.name)
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -157,7 +104,10 @@ class BytePairTokenizer:
         *,
         byte_order: Sequence[int] = range(256),
         min_frequency: int = 2,
+        max_pieces: int = 20_000_000,
+        num_processes: int = 1,
         progress: bool = False,
+        checkpoint: Path | str | None = None,
     ) -> BytePairTokenizer:
         """Learns a vocabulary from `texts`: the 256 bytes, then one token a merge, then the special tokens.
 
@@ -166,7 +116,11 @@ class BytePairTokenizer:
             vocab_size: number of tokens to end with. A small corpus can run out of pairs and end with fewer.
             byte_order: the byte that each of the ids 0 … 255 stands for.
             min_frequency: pairs seen fewer times are not merged.
+            max_pieces: distinct pieces to remember; of more, the rarest are forgotten (see `counting.py`).
+            num_processes: that count pieces at the same time. The vocabulary is the same for any number.
             progress: shows a progress bar.
+            checkpoint: a file that is kept up to date meanwhile; where it is there already, training goes on from it
+                and the texts are not read again (see `training.learn_from_texts`).
 
         Raises:
             ValueError: `vocab_size` has no room for the bytes and the special tokens, or the texts are empty.
@@ -180,25 +134,53 @@ class BytePairTokenizer:
                 f"vocabulary of {vocab_size} is too small: it needs at least {least} "
                 f"(256 bytes + {len(special_tokens)} special tokens)"
             )
-        piece_counts = training.count_pieces(texts, pattern)
-        if not piece_counts:
-            raise ValueError("there is no text to train a tokenizer on: the corpus is empty")
-        merges = training.learn_merges(piece_counts, n_merges, byte_order, min_frequency, progress)
+        merges = training.learn_from_texts(
+            texts,
+            n_merges,
+            pattern,
+            byte_order=byte_order,
+            min_frequency=min_frequency,
+            max_pieces=max_pieces,
+            num_processes=num_processes,
+            progress=progress,
+            checkpoint=checkpoint,
+        )
+        return cls.from_merges(merges, pattern, special_tokens, byte_order)
+
+    @classmethod
+    def from_merges(
+        cls,
+        merges: Iterable[tuple[int, int]],
+        pattern: str = GPT4_PATTERN,
+        special_tokens: Sequence[str] = (END_OF_TEXT,),
+        byte_order: Sequence[int] = range(256),
+    ) -> BytePairTokenizer:
+        """The tokenizer of learned merges: number m makes the id 256 + m; special tokens take the ids behind."""
         tokens = [bytes([b]) for b in byte_order]
         for left, right in merges:
             tokens.append(tokens[left] + tokens[right])
         ranks = {token: i for i, token in enumerate(tokens)}
         return cls(ranks, pattern, {text: len(tokens) + i for i, text in enumerate(special_tokens)})
 
+    @classmethod
+    def from_vocabulary(cls, name: str, path: Path | str | None = None) -> BytePairTokenizer:
+        """A published vocabulary: gpt2, r50k_base, p50k_base, cl100k_base or o200k_base.
+
+        Args:
+            path: its `.tiktoken` file, or the folder with it (for gpt2, with `vocab.bpe` and `encoder.json`), packed
+                with gzip or not. Without one the file is downloaded once and kept; either way its SHA-256 is checked.
+
+        Raises:
+            ValueError: no such vocabulary, or a file is missing or not the published one.
+            ConnectionError: it could not be downloaded.
+        """
+        from working_with_text_data.bytepair_enc.vocabularies import published_tokenizer
+
+        return published_tokenizer(name, path)
+
     # --- text to ids --------------------------------------------------------------------------------------------
 
-    def encode(
-        self,
-        text: str,
-        *,
-        allowed_special: Literal["all"] | Collection[str] = (),
-        disallowed_special: Literal["all"] | Collection[str] = "all",
-    ) -> list[int]:
+    def encode(self, text: str, *, allowed_special: Spellings = (), disallowed_special: Spellings = "all") -> list[int]:
         """The ids of `text`, with tiktoken's rules for special tokens that are spelled out in it.
 
         Text that a person typed must never turn into a control token by accident. So a special token's spelling is
@@ -207,42 +189,90 @@ class BytePairTokenizer:
 
         Raises:
             ValueError: `text` spells a disallowed special token.
+            TypeError: `text` is not a string.
         """
+        return self.encode_to_numpy(
+            text, allowed_special=allowed_special, disallowed_special=disallowed_special
+        ).tolist()
+
+    def encode_to_numpy(
+        self, text: str, *, allowed_special: Spellings = (), disallowed_special: Spellings = "all"
+    ) -> npt.NDArray[np.uint32]:
+        """`encode` as an array, uint32 (tokens,), which is a quarter of the time and an eighth of the memory."""
         allowed = set(self.special_tokens) if allowed_special == "all" else set(allowed_special)
         disallowed = set(self.special_tokens) - allowed if disallowed_special == "all" else set(disallowed_special)
-        if disallowed and (found := _any_of(disallowed).search(text)):
+        _require_text(text)
+        if disallowed and (found := _any_of(frozenset(disallowed)).search(text)):
             raise ValueError(
                 f"the text spells the special token {found.group()!r}: pass allowed_special={{{found.group()!r}}} "
                 "to encode it as that token, or disallowed_special=() to encode it as ordinary text"
             )
         allowed &= set(self.special_tokens)
         if not allowed:
-            return self.encode_ordinary(text)
-        ids, position = [], 0
-        for found in _any_of(allowed).finditer(text):
-            ids += self.encode_ordinary(text[position : found.start()])
-            ids.append(self.special_tokens[found.group()])
+            return np.frombuffer(self._encode_packed(text), np.uint32)
+        packed, position = [], 0
+        for found in _any_of(frozenset(allowed)).finditer(text):
+            packed.append(self._encode_packed(text[position : found.start()]))
+            packed.append(np.uint32(self.special_tokens[found.group()]).tobytes())
             position = found.end()
-        return ids + self.encode_ordinary(text[position:])
+        packed.append(self._encode_packed(text[position:]))
+        return np.frombuffer(b"".join(packed), np.uint32)
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """The ids of `text`, all of it as ordinary text. A lone surrogate becomes U+FFFD, as in tiktoken."""
+        """The ids of `text`, all of it as ordinary text. A lone surrogate becomes U+FFFD, as in tiktoken.
+
+        Raises:
+            TypeError: `text` is not a string.
+        """
+        _require_text(text)
+        return np.frombuffer(self._encode_packed(text), np.uint32).tolist()
+
+    def _encode_packed(self, text: str) -> bytes:
+        """The ids of ordinary text side by side, as uint32."""
         try:
-            text.encode("utf-8")
+            return self._encoder.encode(text)
         except UnicodeEncodeError:
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        ids_of_piece = self._ids_of_piece
-        return [i for piece in training.split_into_pieces(self._compiled, text) for i in ids_of_piece[piece]]
+            return self._encoder.encode(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
     def encode_batch(
         self,
         texts: Iterable[str],
         *,
-        allowed_special: Literal["all"] | Collection[str] = (),
-        disallowed_special: Literal["all"] | Collection[str] = "all",
+        num_processes: int = 1,
+        allowed_special: Spellings = (),
+        disallowed_special: Spellings = "all",
     ) -> list[list[int]]:
-        """`encode` of each text."""
-        return [self.encode(t, allowed_special=allowed_special, disallowed_special=disallowed_special) for t in texts]
+        """`encode` of each text.
+
+        Args:
+            num_processes: that encode at the same time. Starting them takes a second or two, so this is for many
+                megabytes; the ids are the same for any number.
+        """
+        arrays = self.encode_batch_to_numpy(
+            texts,
+            num_processes=num_processes,
+            allowed_special=allowed_special,
+            disallowed_special=disallowed_special,
+        )
+        return [ids.tolist() for ids in arrays]
+
+    def encode_batch_to_numpy(
+        self,
+        texts: Iterable[str],
+        *,
+        num_processes: int = 1,
+        allowed_special: Spellings = (),
+        disallowed_special: Spellings = "all",
+    ) -> Iterator[npt.NDArray[np.uint32]]:
+        """`encode_to_numpy` of each text, in order, as the texts are read: for a corpus larger than memory."""
+        rules = {"allowed_special": allowed_special, "disallowed_special": disallowed_special}
+        if num_processes == 1:
+            for text in texts:
+                yield self.encode_to_numpy(text, **rules)
+            return
+        chunks = chunks_of(texts, _CHUNK)
+        for encoded in map_in_order(_encode_chunk, chunks, num_processes, _set_tokenizer, (self, rules)):
+            yield from encoded
 
     def encode_single_token(self, token: str | bytes) -> int:
         """The id of `token`, ordinary or special.
@@ -268,10 +298,17 @@ class BytePairTokenizer:
         Raises:
             ValueError: an id that no token has.
         """
-        try:
-            return b"".join([self._bytes_of[i] for i in ids])
-        except KeyError as error:
-            raise ValueError(f"id {error} is no token of this vocabulary (0 … {self.max_token_value})") from None
+        ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        table = self._token_table
+        try:  # `itemgetter` fetches a whole slice in C
+            return b"".join([b"".join(_fetch(table, ids[i : i + _SLICE])) for i in range(0, len(ids), _SLICE)])
+        except (IndexError, TypeError):
+            wrong = next(i for i in ids if not isinstance(i, int) or i not in self._bytes_of)
+            raise ValueError(f"id {wrong!r} is no token of this vocabulary (0 … {self.max_token_value})") from None
+
+    def decode_batch(self, batch: Iterable[Iterable[int]], errors: str = "replace") -> list[str]:
+        """`decode` of each list of ids."""
+        return [self.decode(ids, errors) for ids in batch]
 
     def decode_single_token_bytes(self, token: int) -> bytes:
         """The bytes of one token."""
@@ -280,6 +317,16 @@ class BytePairTokenizer:
     def decode_tokens_bytes(self, ids: Iterable[int]) -> list[bytes]:
         """The bytes of each token."""
         return [self.decode_bytes([i]) for i in ids]
+
+    def decode_with_offsets(self, ids: Iterable[int]) -> tuple[str, list[int]]:
+        """The text of `ids`, and for each id the index of the first character that it has a byte of."""
+        tokens = self.decode_tokens_bytes(ids)
+        offsets, characters = [], 0
+        for token in tokens:
+            continues = bool(token) and 0x80 <= token[0] < 0xC0  # inside a character that began before
+            offsets.append(max(0, characters - continues))
+            characters += sum(not 0x80 <= byte < 0xC0 for byte in token)
+        return b"".join(tokens).decode("utf-8", "strict"), offsets
 
     # --- facts --------------------------------------------------------------------------------------------------
 
@@ -303,6 +350,14 @@ class BytePairTokenizer:
         if END_OF_TEXT not in self.special_tokens:
             raise ValueError(f"this tokenizer has no {END_OF_TEXT} token")
         return self.special_tokens[END_OF_TEXT]
+
+    def is_special_token(self, token: int) -> bool:
+        """Whether `token` is the id of a special token."""
+        return token in self.special_tokens.values()
+
+    def token_byte_values(self) -> list[bytes]:
+        """The bytes of all ordinary tokens, by rank."""
+        return sorted(self.ranks, key=self.ranks.__getitem__)
 
     @property
     def special_tokens_set(self) -> set[str]:
@@ -350,6 +405,32 @@ class BytePairTokenizer:
         )
 
 
-def _any_of(spellings: Collection[str]) -> regex.Pattern[str]:
+@lru_cache
+def _any_of(spellings: frozenset[str]) -> regex.Pattern[str]:
     """Matches any of the spellings, the longest first where one begins another."""
     return regex.compile("|".join(regex.escape(s) for s in sorted(spellings, key=len, reverse=True)))
+
+
+def _require_text(text: object) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"a tokenizer encodes a str, not {type(text).__name__}: decode bytes first")
+
+
+def _fetch(table: list[bytes | None], ids: list[int]) -> Any:
+    """The entries at `ids`; IndexError where one is outside of the table."""
+    if min(ids) < 0:  # Python would count from the end
+        raise IndexError
+    return itemgetter(*ids)(table) if len(ids) > 1 else (table[ids[0]],)
+
+
+# --- in another process: the tokenizer is sent once, then chunks of texts ---------------------------------------------
+
+_here: dict[str, Any] = {}
+
+
+def _set_tokenizer(tokenizer: BytePairTokenizer, rules: dict[str, Any]) -> None:
+    _here.update(tokenizer=tokenizer, rules=rules)
+
+
+def _encode_chunk(texts: list[str]) -> list[npt.NDArray[np.uint32]]:
+    return [_here["tokenizer"].encode_to_numpy(text, **_here["rules"]) for text in texts]

@@ -117,9 +117,9 @@ def _parse(content: dict[str, Any]) -> tuple[dict[bytes, int], str, dict[str, in
     if content.get("normalizer"):
         raise ValueError("it has a normalizer, so its ids do not give back the exact text; this one is not supported")
     special = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-    ranks = {_unspell(t): i for t, i in model["vocab"].items() if t not in special}
+    ranks = {bytes_of_spelling(t): i for t, i in model["vocab"].items() if t not in special}
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-    made = [_unspell(left) + _unspell(right) for left, right in pairs]
+    made = [bytes_of_spelling(left) + bytes_of_spelling(right) for left, right in pairs]
     if [t for t in sorted(ranks, key=ranks.__getitem__) if len(t) > 1] != made:
         raise ValueError("its merges are not in the order of its ids, which this tokenizer relies on")
     return ranks, _pattern_of(content["pre_tokenizer"]), special
@@ -127,7 +127,7 @@ def _parse(content: dict[str, Any]) -> tuple[dict[bytes, int], str, dict[str, in
 
 def _pattern_of(pre_tokenizer: dict[str, Any]) -> str:
     """The pattern of the two usual pipelines: GPT-2's ByteLevel alone, or a Split before a ByteLevel."""
-    from working_with_text_data.bytepair_enc.bpe import GPT2_PATTERN
+    from working_with_text_data.bytepair_enc.patterns import GPT2_PATTERN
 
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     byte_level = steps[-1]
@@ -146,5 +146,10 @@ def _spell(token: bytes) -> str:
     return "".join(_CHARACTER_OF[b] for b in token)
 
 
-def _unspell(text: str) -> bytes:
-    return bytes(_BYTE_OF[character] for character in text)
+def bytes_of_spelling(text: str) -> bytes:
+    """The bytes that a token's printable characters stand for.
+
+    Raises:
+        KeyError: a character that stands for no byte.
+    """
+    return bytes([_BYTE_OF[character] for character in text])

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
 from utils.errors import UserError, run_command
 from utils.files import require_writable
-from working_with_text_data.bytepair_enc import GPT2_PATTERN, GPT4_PATTERN, BytePairTokenizer
+from utils.parallel import usable_cores
+from working_with_text_data.bytepair_enc import GPT2_PATTERN, GPT4_PATTERN, GPT4O_PATTERN, BytePairTokenizer
 from working_with_text_data.bytepair_enc.tokenizer_json import recover_pair
 from working_with_text_data.corpora import CorpusOptions
 
-PATTERNS = {"gpt2": GPT2_PATTERN, "gpt4": GPT4_PATTERN}
+PATTERNS = {"gpt2": GPT2_PATTERN, "gpt4": GPT4_PATTERN, "gpt4o": GPT4O_PATTERN}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,15 @@ class TrainTokenizer(CorpusOptions):
     vocab_size: int = 2048
     """Tokens in the vocabulary: 256 bytes, then one a merge, then <|endoftext|>."""
     pattern: str = "gpt4"
-    """How text is cut before merging: gpt2, gpt4, or a regular expression of your own."""
+    """How text is cut before merging: gpt2, gpt4, gpt4o, or a regular expression of your own."""
+    min_frequency: int = 2
+    """Pairs that stand in the corpus fewer times are not merged."""
+    max_pieces: int = 20_000_000
+    """Distinct words to remember; of more, the rarest are forgotten, which bounds the memory."""
+    processes: int = field(default_factory=usable_cores)
+    """Processes that count words; any number gives the same tokenizer."""
+    checkpoint: Path | None = None
+    """A file that is kept up to date while the training runs: the same command goes on from it after a stop."""
     sentence: str = "The quick brown fox doesn't jump over 12345 lazy dogs."
     """Shown as the tokenizer splits it."""
 
@@ -57,10 +66,19 @@ def main(options: TrainTokenizer) -> None:
                 held_out.append(document.text)
 
     pattern = PATTERNS.get(options.pattern, options.pattern)
-    tokenizer = BytePairTokenizer.train(training_texts(), options.vocab_size, pattern, progress=True)
+    tokenizer = BytePairTokenizer.train(
+        training_texts(),
+        options.vocab_size,
+        pattern,
+        min_frequency=options.min_frequency,
+        max_pieces=options.max_pieces,
+        num_processes=options.processes,
+        progress=True,
+        checkpoint=options.checkpoint,
+    )
     tokenizer.save(options.out)
 
-    by_rank = sorted(tokenizer.ranks, key=tokenizer.ranks.__getitem__)
+    by_rank = tokenizer.token_byte_values()
     print("\nThe first merges:")
     for token in by_rank[256:266]:
         left, right = recover_pair(token, tokenizer.ranks)

@@ -1,82 +1,157 @@
-"""Learning the merges of byte-pair encoding: count once, then update only what a merge touches.
+"""Learning the merges of byte-pair encoding: count once, then touch only what a merge changes.
 
-The idea in its plainest form: count all pairs of neighbouring tokens in the text, join the most frequent pair
-everywhere into a new token, and begin again. Two observations make it fast without changing one merge:
+The idea in its plainest form is `ladder.learn_on_pieces`: count all pairs of neighbours, join the most frequent one
+everywhere, and begin again. Three observations make it fast without changing one merge:
 
-    words repeat       The text is cut into pieces first, and merges never cross a piece. So keep each *distinct*
-                       piece once, with its count. Ten megabytes of prose have about fifty thousand.
-    merges are local   Joining a pair changes the counts of only those pairs that stand in pieces with it. An index
-                       pair -> pieces finds them; a heap finds the next best pair without looking at all.
+    words repeat        The text is cut into pieces first, and merges never cross a piece. So keep each *distinct* piece
+                        once, with its count (`counting.py`). Fifty megabytes of prose have some 150,000.
+    merges are local    Joining a pair changes the counts of only those pairs that stand beside it. An index
+                        pair -> pieces finds the places; a heap finds the next best pair without looking at all.
+    a token is a letter Write every token as one character, and a piece is a string. Then a pair is a string of two, and
+                        joining it is `str.replace`, which C does.
 
-Ties: of equally frequent pairs, the one with the smallest ids is joined first, as in Hugging Face's trainer.
+Ties: of equally frequent pairs, the one with the smallest ids is joined first, as in Hugging Face's trainer and in
+rustbpe. (minbpe takes the pair that it saw first.) Hugging Face numbers the 256 bytes in the order of its byte
+alphabet, not from 0 to 255, so that ties fall otherwise: `byte_order` says which numbering is meant.
 """
 
 from __future__ import annotations
 
+import gzip
 import heapq
-from collections import Counter, defaultdict
+import json
+import math
+import time
+import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from operator import add
+from pathlib import Path
+from typing import Any
 
-import regex
 from tqdm import tqdm
 
-Pair = tuple[int, int]
+from utils.files import write_bytes
+from working_with_text_data.bytepair_enc.counting import count_pieces
+from working_with_text_data.bytepair_enc.ladder import Pair
+
+_SAVE_EVERY = 60.0  # seconds
+_SURROGATES = range(0xD800, 0xE000)  # no characters of their own: ids from here on take characters behind them
 
 
-def compile_pattern(pattern: str) -> regex.Pattern[str]:
-    """The pattern, ready for `split_into_pieces`.
+def _letter(i: int) -> str:
+    """The character that stands for token `i`; a larger id has a larger character, so strings compare as ids do."""
+    return chr(i if i < _SURROGATES.start else i + len(_SURROGATES))
 
-    Raises:
-        ValueError: it does not compile, or has groups that capture; one line that says where.
+
+def _id(letter: str) -> int:
+    """The token that a character stands for."""
+    code = ord(letter)
+    return code if code < _SURROGATES.start else code - len(_SURROGATES)
+
+
+class MergeLearner:
+    """The state of training: the pieces as far as they are merged, and how often each pair stands in them.
+
+    Args:
+        words: the distinct pieces, a character a token (see `_letter`).
+        frequency: how often each stands in the text.
+        merges: the pairs that were joined already. Merge number m made the token with id 256 + m.
     """
-    try:
-        compiled = regex.compile(pattern)
-    except regex.error as error:
-        raise ValueError(f"the pattern {pattern!r} does not compile: {error}") from None
-    if compiled.groups:
-        raise ValueError(f"the pattern {pattern!r} captures groups: write (?:...) in place of (...)")
-    return compiled
 
+    def __init__(self, words: list[str], frequency: list[int], merges: list[Pair] | None = None) -> None:
+        self.words, self.frequency, self.merges = words, frequency, merges or []
+        self._index_pairs()
 
-def split_into_pieces(pattern: regex.Pattern[str], text: str) -> list[str]:
-    """The matches of `pattern` one after the other; what stands between two matches is a piece of its own.
+    @classmethod
+    def from_pieces(cls, piece_counts: Mapping[bytes, int], byte_order: Sequence[int] = range(256)) -> MergeLearner:
+        """Before the first merge.
 
-    The usual patterns match every character, and then this is `findall`.
-    """
-    pieces: list[str] = pattern.findall(text)
-    if sum(map(len, pieces)) == len(text):
-        return pieces
-    pieces, position = [], 0
-    for match in pattern.finditer(text):
-        pieces += [text[position : match.start()], match.group()]
-        position = match.end()
-    return [piece for piece in [*pieces, text[position:]] if piece]
+        Args:
+            piece_counts: the distinct pieces and how often each stands in the text.
+            byte_order: the byte that each of the ids 0 … 255 stands for.
 
+        Raises:
+            ValueError: `byte_order` is not an order of the 256 bytes.
+        """
+        if sorted(byte_order) != list(range(256)):
+            raise ValueError("byte_order must hold each of the bytes 0 … 255 once")
+        letter_of = str.maketrans({chr(byte): _letter(i) for i, byte in enumerate(byte_order)})
+        # Latin-1 reads each byte as the character of that number.
+        words = [piece.decode("latin-1").translate(letter_of) for piece in piece_counts]
+        return cls(words, list(piece_counts.values()))
 
-def count_pieces(texts: Iterable[str], pattern: str) -> Counter[bytes]:
-    """How often each piece stands in the texts, the pieces as UTF-8 bytes (lone surrogates as U+FFFD)."""
-    compiled = compile_pattern(pattern)
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(split_into_pieces(compiled, text))
-    in_bytes: Counter[bytes] = Counter()
-    for piece, count in counts.items():
-        in_bytes[piece.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode("utf-8")] += count
-    return in_bytes
+    def _index_pairs(self) -> None:
+        """Counts all pairs of the words as they are, and notes where each stands."""
+        counts: defaultdict[str, int] = defaultdict(int)
+        places: defaultdict[str, list[int]] = defaultdict(list)
+        for place, (word, frequency) in enumerate(zip(self.words, self.frequency, strict=True)):
+            for pair in map(add, word, word[1:]):
+                counts[pair] += frequency
+                places[pair].append(place)
+        self._counts, self._places = counts, places
+        self._heap = [(-count, pair) for pair, count in counts.items()]
+        heapq.heapify(self._heap)
 
+    def _most_frequent(self) -> tuple[str, int]:
+        """The next pair to join and its count, taken off the heap; ("", 0) if there is none.
 
-def merge_pair(ids: Sequence[int], pair: Pair, new_id: int) -> list[int]:
-    """`ids` with every occurrence of `pair`, from the left, replaced by `new_id`."""
-    merged, i = [], 0
-    while i < len(ids):
-        if ids[i] == pair[0] and i + 1 < len(ids) and ids[i + 1] == pair[1]:
-            merged.append(new_id)
-            i += 2
-        else:
-            merged.append(ids[i])
-            i += 1
-    return merged
+        Counts fall as merges take occurrences away. What the heap says is then too high: such an entry goes back with
+        its true count when it comes up. No count rises but those of pairs with a new token, which are pushed anew.
+        """
+        while self._heap:
+            noted, pair = heapq.heappop(self._heap)
+            count = self._counts[pair]
+            if count == -noted:
+                return pair, count
+            if count > 0:
+                heapq.heappush(self._heap, (-count, pair))
+        return "", 0
+
+    def step(self, min_frequency: int = 2) -> bool:
+        """Joins the most frequent pair everywhere; False if there is none that occurs `min_frequency` times."""
+        pair, count = self._most_frequent()
+        if count < min_frequency or not pair:
+            return False
+        new = _letter(256 + len(self.merges))
+        self.merges.append((_id(pair[0]), _id(pair[1])))
+        words, frequency, counts, places = self.words, self.frequency, self._counts, self._places
+        first, second = pair[0], pair[1]
+        gained: defaultdict[str, int] = defaultdict(int)  # pairs with the new token
+        for place in places.pop(pair):
+            word = words[place]
+            parts = word.split(pair)
+            if len(parts) == 1:  # a merge since has taken this occurrence
+                continue
+            words[place] = new.join(parts)
+            times = frequency[place]
+            if len(parts) == 2:  # the usual case: once in the word
+                before, after = parts
+                if before:
+                    left = before[-1]
+                    counts[left + first] -= times
+                    gained[left + new] += times
+                    places[left + new].append(place)
+                if after:
+                    right = after[0]
+                    counts[second + right] -= times
+                    gained[new + right] += times
+                    places[new + right].append(place)
+            else:
+                merged = words[place]
+                for old in map(add, word, word[1:]):
+                    counts[old] -= times
+                for now in map(add, merged, merged[1:]):
+                    if new in now:
+                        gained[now] += times
+                        places[now].append(place)
+                    else:
+                        counts[now] += times
+        del counts[pair]
+        counts.update(gained)
+        for fresh, times in gained.items():
+            heapq.heappush(self._heap, (-times, fresh))
+        return True
 
 
 def learn_merges(
@@ -84,7 +159,6 @@ def learn_merges(
     n_merges: int,
     byte_order: Sequence[int] = range(256),
     min_frequency: int = 2,
-    progress: bool = False,
 ) -> list[Pair]:
     """The `n_merges` most frequent pairs, one after the other. Merge number m makes the token with id 256 + m.
 
@@ -92,53 +166,77 @@ def learn_merges(
         piece_counts: the distinct pieces and how often each stands in the text.
         byte_order: the byte that each of the ids 0 … 255 stands for.
         min_frequency: stop when the best pair is rarer.
-        progress: shows a progress bar.
 
     Raises:
         ValueError: `byte_order` is not an order of the 256 bytes.
     """
-    if sorted(byte_order) != list(range(256)):
-        raise ValueError("byte_order must hold each of the bytes 0 … 255 once")
-    id_of_byte = {byte: i for i, byte in enumerate(byte_order)}
-    words = [[id_of_byte[b] for b in piece] for piece in piece_counts]
-    frequency = list(piece_counts.values())
+    learner = MergeLearner.from_pieces(piece_counts, byte_order)
+    while len(learner.merges) < n_merges and learner.step(min_frequency):
+        pass
+    return learner.merges
 
-    pair_counts: Counter[Pair] = Counter()
-    words_with: defaultdict[Pair, set[int]] = defaultdict(set)
-    for w, word in enumerate(words):
-        for pair in pairwise(word):
-            pair_counts[pair] += frequency[w]
-            words_with[pair].add(w)
-    heap = [(-count, pair) for pair, count in pair_counts.items()]
-    heapq.heapify(heap)
 
-    merges: list[Pair] = []
-    bar = tqdm(total=n_merges, desc="merges", unit="merge", disable=None if progress else True)
-    while heap and len(merges) < n_merges:
-        negative_count, pair = heapq.heappop(heap)
-        count = pair_counts[pair]
-        if -negative_count != count:  # stale: a merge since has taken some of its occurrences
-            if count > 0:
-                heapq.heappush(heap, (-count, pair))
-            continue
-        if count < min_frequency:
-            break
-        new_id = 256 + len(merges)
-        merges.append(pair)
-        bar.update()
-        fresh: set[Pair] = set()
-        for w in words_with.pop(pair):
-            before, after = words[w], merge_pair(words[w], pair, new_id)
-            for old in pairwise(before):
-                pair_counts[old] -= frequency[w]
-            for new in pairwise(after):
-                pair_counts[new] += frequency[w]
-                words_with[new].add(w)
-                if new_id in new:  # only pairs with the new token can have become more frequent
-                    fresh.add(new)
-            words[w] = after
-        del pair_counts[pair]
-        for new in fresh:
-            heapq.heappush(heap, (-pair_counts[new], new))
-    bar.close()
-    return merges
+def learn_from_texts(
+    texts: Iterable[str],
+    n_merges: int,
+    pattern: str,
+    *,
+    byte_order: Sequence[int] = range(256),
+    min_frequency: int = 2,
+    max_pieces: int = 20_000_000,
+    num_processes: int = 1,
+    progress: bool = False,
+    checkpoint: Path | str | None = None,
+) -> list[Pair]:
+    """`learn_merges` of the pieces of `texts`.
+
+    Args:
+        texts: read once, one at a time; not at all where there is a checkpoint.
+        checkpoint: a file to which the state goes when the pieces are counted, every minute after, and when the work is
+            interrupted, so that nothing is done twice. The texts cannot be looked at again without reading them: who
+            changes them, deletes the file. It stays there at the end, and a larger `n_merges` goes on from it.
+
+    Raises:
+        ValueError: the texts are empty, the checkpoint is another's or damaged, or as `count_pieces`.
+    """
+    made_for = {"pattern": pattern, "byte_order": list(byte_order), "max_pieces": max_pieces}
+    if checkpoint is not None and Path(checkpoint).is_file():
+        learner = _load_state(Path(checkpoint), made_for)
+    else:
+        piece_counts = count_pieces(texts, pattern, num_processes, max_pieces)
+        if not piece_counts:
+            raise ValueError("there is no text to train a tokenizer on: the corpus is empty")
+        learner = MergeLearner.from_pieces(piece_counts, byte_order)
+    hidden = None if progress else True  # None: no bar where nobody watches
+    bar = tqdm(total=n_merges, initial=len(learner.merges), desc="merges", unit="merge", disable=hidden)
+    saved = -math.inf
+    try:
+        while len(learner.merges) < n_merges:
+            if checkpoint is not None and time.monotonic() > saved + _SAVE_EVERY:
+                _save_state(Path(checkpoint), learner, made_for)
+                saved = time.monotonic()
+            if not learner.step(min_frequency):
+                break
+            bar.update()
+    finally:
+        bar.close()
+        if checkpoint is not None:
+            _save_state(Path(checkpoint), learner, made_for)
+    return learner.merges[:n_merges]
+
+
+def _save_state(path: Path, learner: MergeLearner, made_for: dict[str, Any]) -> None:
+    state = made_for | {"merges": learner.merges, "words": learner.words, "frequency": learner.frequency}
+    write_bytes(path, gzip.compress(json.dumps(state).encode("ascii"), compresslevel=1, mtime=0))
+
+
+def _load_state(path: Path, made_for: dict[str, Any]) -> MergeLearner:
+    try:
+        state = json.loads(gzip.decompress(path.read_bytes()))
+        learner = MergeLearner(state["words"], state["frequency"], [(a, b) for a, b in state["merges"]])
+    except (ValueError, KeyError, TypeError, EOFError, OSError, zlib.error):
+        raise ValueError(f"{path} is not a readable checkpoint of training: delete it to begin anew") from None
+    for name, value in made_for.items():
+        if state[name] != value:
+            raise ValueError(f"{path} was made with another {name}: delete it to begin anew")
+    return learner

@@ -1,0 +1,44 @@
+"""Tables in READMEs that are generated, never typed: what stands between two markers is replaced by a command.
+
+<!-- NAME:begin -->
+…
+<!-- NAME:end -->
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from utils.files import write_text
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> str:
+    """A Markdown table.
+
+    Args:
+        align: a letter a column, l or r; all to the left if not given.
+    """
+    marks = ["---:" if letter == "r" else "---" for letter in (align or "l" * len(header))]
+    lines = [" | ".join(header), " | ".join(marks)] + [" | ".join(row) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def with_block(readme: str, name: str, content: str) -> str:
+    """`readme` with `content` between the markers of `name`.
+
+    Raises:
+        ValueError: the markers are not there, once each.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if readme.count(begin) != 1 or readme.count(end) != 1:
+        raise ValueError(f"the markers of {name!r} must be there once each")
+    block = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.S)
+    return block.sub(lambda _: f"{begin}\n{content}\n{end}", readme)
+
+
+def write_block(path: Path | str, name: str, content: str) -> None:
+    """`with_block` of a file, in place."""
+    path = Path(path)
+    write_text(path, with_block(path.read_text(encoding="utf-8"), name, content))

@@ -1,0 +1,89 @@
+"""How often each piece stands in a corpus: all that training needs to know of it.
+
+The texts are read once, one at a time. They are gathered into chunks of some megabytes, and worker processes count the
+chunks: first whole words, cut at white space by C (`word_cuts.py`), then the pieces of each *distinct* word.
+
+Memory is bounded by the number of distinct pieces, which on a large corpus is mostly pieces that occur once: names,
+numbers, misprints. Where there are more than `max_pieces`, the rarest are forgotten, those that occurred once first
+(lossy counting: Manku and Motwani 2002). A piece may so lose a few of its counts; merges are decided by pairs that
+occur thousands of times. What is forgotten depends on the texts and their order alone, never on how many processes
+counted them: chunks are counted apart and added up in their order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+from utils.parallel import map_in_order
+from working_with_text_data.bytepair_enc.patterns import compile_pattern, split_into_pieces
+from working_with_text_data.bytepair_enc.word_cuts import CUTTERS, blocks
+
+_CHUNK = 8_000_000  # characters that are counted together
+_BLOCK = 100_000  # of which so many are cut at a time, so that the words are still in the processor's cache
+
+
+def chunks_of(texts: Iterable[str], size: int = _CHUNK) -> Iterator[list[str]]:
+    """The texts in lists of at least `size` characters together; the last one may have fewer."""
+    chunk: list[str] = []
+    characters = 0
+    for text in texts:
+        chunk.append(text)
+        characters += len(text)
+        if characters >= size:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def count_chunk(texts: list[str], pattern: str) -> Counter[str]:
+    """How often each piece stands in the texts.
+
+    Raises:
+        ValueError: the pattern does not compile.
+    """
+    compiled, cut = compile_pattern(pattern), CUTTERS.get(pattern)
+    pieces: Counter[str] = Counter()
+    if cut is None:
+        for text in texts:
+            pieces.update(split_into_pieces(compiled, text))
+        return pieces
+    words: Counter[str] = Counter()
+    for text in texts:
+        for block in blocks(text, _BLOCK):
+            words.update(cut(block))
+    for word, count in words.items():
+        for piece in split_into_pieces(compiled, word):
+            pieces[piece] += count
+    return pieces
+
+
+def count_pieces(
+    texts: Iterable[str], pattern: str, num_processes: int = 1, max_pieces: int = 20_000_000
+) -> Counter[bytes]:
+    """How often each piece stands in the texts, the pieces as UTF-8 bytes (lone surrogates as U+FFFD).
+
+    Args:
+        texts: read once, one at a time.
+        num_processes: that count at the same time. The counts are the same for any number.
+        max_pieces: distinct pieces to remember; where there are more, the rarest are forgotten.
+
+    Raises:
+        ValueError: the pattern does not compile, or a number is below 1.
+    """
+    if max_pieces < 1:
+        raise ValueError(f"max_pieces must be at least 1, got {max_pieces}")
+    compile_pattern(pattern)
+    total: Counter[str] = Counter()
+    for counts in map_in_order(partial(count_chunk, pattern=pattern), chunks_of(texts), num_processes):
+        total.update(counts)
+        rarest = 0
+        while len(total) > max_pieces:
+            rarest += 1
+            total = Counter({piece: count for piece, count in total.items() if count > rarest})
+    in_bytes: Counter[bytes] = Counter()
+    for piece, count in total.items():
+        in_bytes[piece.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode("utf-8")] += count
+    return in_bytes

@@ -1,0 +1,124 @@
+"""Encoding at the speed of a dictionary: each distinct word is merged once, and new words all together.
+
+Natural text is repetition. Three observations turn an encoder that merges into one that looks up:
+
+    a piece is always the same ids      so remember them: str -> ids
+    a word is always the same pieces    so remember words, which `word_cuts.py` cuts without the pattern
+    ids side by side are bytes          as four bytes each, the ids of a text are one `bytes.join`: no list of numbers
+                                        is made before somebody asks for one, and the garbage collector stays out of it
+
+What is left is words that are new. One by one, each costs some ten microseconds of Python. A large text brings
+thousands of them, and then `merge_pieces` takes every step for all at once, several times as fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
+from sys import byteorder
+
+import numpy as np
+
+from working_with_text_data.bytepair_enc.merging import PairRanks, merge_long_piece, merge_piece, merge_pieces
+from working_with_text_data.bytepair_enc.word_cuts import Cutter, blocks, words_to_pieces
+
+_TOGETHER = 2_000_000  # characters whose new words are learned together: the more, the less each costs
+_BLOCK = 50_000  # characters that are looked up together: few enough for the processor's cache
+_MANY = 200  # new pieces; from here on merging them together beats merging one by one
+_LONG_PIECE = 128  # bytes; from here on a heap beats looking at every pair again
+_REMEMBERED = 1 << 20  # words, and pieces; of more, all are forgotten, which bounds the memory
+
+
+class FastEncoder:
+    """From a text to its ids, side by side as uint32.
+
+    Args:
+        ranks: the bytes of each ordinary token -> its id.
+        tokens: id -> its bytes, for all of these.
+        split: a text -> its pieces.
+        cut: a text -> words with the same pieces, if there is a way that is quicker than `split`.
+    """
+
+    def __init__(
+        self,
+        ranks: Mapping[bytes, int],
+        tokens: Mapping[int, bytes],
+        split: Callable[[str], list[str]],
+        cut: Cutter | None,
+    ) -> None:
+        self._ranks, self._tokens, self._split, self._cut = ranks, tokens, split, cut
+        self._words: dict[str, bytes] = {}
+        self._pieces: dict[str, bytes] = {}
+        self._pair_ranks: PairRanks | None = None  # made when first needed
+
+    def encode(self, text: str) -> bytes:
+        """The ids of `text`, all of it ordinary, as packed uint32.
+
+        Raises:
+            UnicodeEncodeError: the text has lone surrogates.
+        """
+        if self._cut is None:
+            pieces = self._split(text)
+            self._learn_pieces(set(pieces))
+            return b"".join(map(self._pieces.__getitem__, pieces))
+        if len(text) <= _BLOCK:
+            return self._encode_blocks([text])
+        return b"".join([self._encode_blocks(blocks(part, _BLOCK)) for part in blocks(text, _TOGETHER)])
+
+    def _encode_blocks(self, texts: Iterable[str]) -> bytes:
+        """Looks all words up; then learns those that are new, from all blocks together, and looks up again."""
+        assert self._cut is not None
+        encoded: list[bytes] = []
+        waiting: list[tuple[int, list[str]]] = []
+        for text in texts:
+            words = self._cut(text)
+            try:
+                encoded.append(b"".join(map(self._words.__getitem__, words)))
+            except KeyError:
+                waiting.append((len(encoded), words))
+                encoded.append(b"")
+        if waiting:
+            self._learn_words(set().union(*(words for _, words in waiting)))
+            for i, words in waiting:
+                encoded[i] = b"".join(map(self._words.__getitem__, words))
+        return b"".join(encoded)
+
+    def _learn_words(self, words: set[str]) -> None:
+        if len(self._words) > _REMEMBERED:
+            self._words.clear()
+        new = [word for word in words if word not in self._words]
+        for group, pieces, starts, ends in words_to_pieces(new, self._split):
+            self._learn_pieces(set(pieces))
+            packed = list(map(self._pieces.__getitem__, pieces))
+            for word, start, end in zip(group, starts, ends, strict=True):
+                self._words[word] = packed[start] if end - start == 1 else b"".join(packed[start:end])
+
+    def _learn_pieces(self, pieces: set[str]) -> None:
+        if len(self._pieces) > _REMEMBERED:
+            self._pieces.clear()
+        known, ranks = self._pieces, self._ranks
+        to_merge: dict[str, bytes] = {}
+        for piece in pieces:
+            if piece not in known:
+                data = piece.encode("utf-8")
+                token = ranks.get(data)
+                if token is not None:
+                    known[piece] = token.to_bytes(4, byteorder)
+                elif len(data) < _LONG_PIECE:
+                    to_merge[piece] = data
+                else:
+                    known[piece] = _packed(merge_long_piece(data, ranks))
+        if len(to_merge) < _MANY:
+            for piece, data in to_merge.items():
+                known[piece] = _packed(merge_piece(data, ranks))
+            return
+        if self._pair_ranks is None:
+            self._pair_ranks = PairRanks(ranks, self._tokens)
+        ids, counts = merge_pieces(list(to_merge.values()), self._pair_ranks)
+        packed = ids.astype(np.uint32).tobytes()
+        ends = [0, *(4 * np.cumsum(counts)).tolist()]
+        known.update(zip(to_merge, [packed[start:end] for start, end in pairwise(ends)], strict=True))
+
+
+def _packed(ids: list[int]) -> bytes:
+    return np.array(ids, np.uint32).tobytes()

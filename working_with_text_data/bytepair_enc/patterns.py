@@ -1,0 +1,80 @@
+r"""How text is cut into pieces before any merge, so that no token spans two words.
+
+Without a cut, "dog." and "dog!" and "dog?" would each become a token, and so would " of the". The published
+vocabularies come with a regular expression each; ids are right only with that one. Read from left to right, the first
+alternative that matches takes as much as it can:
+
+    GPT-2       '(?:[sdmt]|ll|ve|re)      the end of an English contraction: 's, 't, 'll
+                 ?\p{L}+                  a word, with one space before it
+                 ?\p{N}+                  a number, of any length
+                 ?[^\s\p{L}\p{N}]+        a run of signs
+                \s+(?!\S)                 white space, but for the last one before a word
+                \s+
+    GPT-4       contractions in either case, words that may begin with any one sign ("(word"), numbers in threes from
+                the left, signs that keep the line ends behind them, and white space up to its last line end
+    GPT-4o      words that change to lower case once (so that camelCase is cut), marks (\p{M}) as parts of words,
+                contractions kept with their word, signs that keep slashes and line ends
+
+Written so that three engines read them alike: the `regex` package, Oniguruma (in Hugging Face's `tokenizers`) and
+fancy-regex (in `tiktoken`). tiktoken spells its own with possessive quantifiers, which Oniguruma reads otherwise:
+there `{1,3}+` is a repetition. None is needed here, because no alternative could match by giving anything back.
+`(?![\s\S])` is the end of the text; `$` would also be the end of a line to one of the three.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+
+import regex
+
+from working_with_text_data.bytepair_enc.unicode_pin import as_unicode_16
+
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+# The third alternative from the end came to tiktoken later: white space at the end of the text is one piece.
+GPT4_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s+(?![\s\S])|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+GPT4O_PATTERN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def compile_pattern(pattern: str) -> regex.Pattern[str]:
+    """The pattern, ready for `split_into_pieces`.
+
+    Raises:
+        ValueError: it does not compile, or has groups that capture; one line that says where.
+    """
+    try:
+        compiled = regex.compile(pattern)
+    except regex.error as error:
+        raise ValueError(f"the pattern {pattern!r} does not compile: {error}") from None
+    if compiled.groups:
+        raise ValueError(f"the pattern {pattern!r} captures groups: write (?:...) in place of (...)")
+    return compiled
+
+
+def split_into_pieces(pattern: regex.Pattern[str], text: str) -> list[str]:
+    """The matches of `pattern` one after the other; what stands between two matches is a piece of its own.
+
+    The published patterns match every character, and then this is `findall`, but for what `unicode_pin.py` explains.
+    """
+    shown = as_unicode_16(text)
+    pieces: list[str] = pattern.findall(shown)
+    if sum(map(len, pieces)) != len(text):
+        pieces = _with_gaps(pattern, shown)
+    if shown is not text:
+        ends = [0, *accumulate(map(len, pieces))]
+        pieces = [text[start:end] for start, end in pairwise(ends)]
+    return pieces
+
+
+def _with_gaps(pattern: regex.Pattern[str], text: str) -> list[str]:
+    pieces, position = [], 0
+    for match in pattern.finditer(text):
+        pieces += [text[position : match.start()], match.group()]
+        position = match.end()
+    return [piece for piece in [*pieces, text[position:]] if piece]
