@@ -271,7 +271,7 @@ def train_ours(texts: list[str], vocab_size: int, processes: int = 1) -> list[tu
     """The merges, as pairs of bytes. Bytes are numbered as Hugging Face does, so that ties fall alike."""
     order = list(byte_alphabet())
     ours = BytePairTokenizer.train(texts, vocab_size, GPT4_PATTERN, (), byte_order=order, num_processes=processes)
-    tokens = ours.token_byte_values()
+    tokens = ours.tokens_by_rank()
     return [recover_pair(token, ours.ranks) for token in tokens[256:]]
 
 
@@ -308,7 +308,7 @@ def measure_training(corpus: str, texts: list[str], vocab_size: int, repeats: in
     require_equal(train_ours(texts, vocab_size), expected, f"merges of vocabulary {vocab_size}")
     plain = BytePairTokenizer.train(texts, vocab_size, GPT4_PATTERN, ())
     rust = [bytes(token) for token, _ in train_rustbpe(texts, vocab_size).get_mergeable_ranks()]
-    require_equal(plain.token_byte_values(), rust, f"tokens of vocabulary {vocab_size} and rustbpe's")
+    require_equal(plain.tokens_by_rank(), rust, f"tokens of vocabulary {vocab_size} and rustbpe's")
     contestants: dict[str, Callable[[], object]] = {
         "ours": lambda: BytePairTokenizer.train(texts, vocab_size, GPT4_PATTERN, ()),
         "tokenizers": lambda: train_hugging_face(texts, vocab_size),

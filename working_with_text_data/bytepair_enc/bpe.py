@@ -356,7 +356,11 @@ class BytePairTokenizer:
         return token in self.special_tokens.values()
 
     def token_byte_values(self) -> list[bytes]:
-        """The bytes of all ordinary tokens, by rank."""
+        """The bytes of all ordinary tokens, in the order of bytes, as in tiktoken."""
+        return sorted(self.ranks)
+
+    def tokens_by_rank(self) -> list[bytes]:
+        """The bytes of all ordinary tokens, in the order in which they were learned."""
         return sorted(self.ranks, key=self.ranks.__getitem__)
 
     @property

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import os
 import random
 import sys
@@ -67,6 +68,33 @@ def random_texts(seed: int, number: int) -> Iterator[str]:
             else:
                 parts += draw.choices(draw.choice(_POOLS), k=draw.choice((1, 1, 2, 3, 5, 12)))
         yield "".join(parts)
+
+
+def real_texts(path: Path) -> list[str]:
+    """The texts in a file: each string of JSON (also by lines) and of Parquet's columns, or the whole of any other.
+
+    It may be packed with gzip; bytes that are no UTF-8 become U+FFFD, which is a character like another here.
+    """
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        table = parquet.read_table(path)
+        return [text for column in table.columns for text in column.to_pylist() if isinstance(text, str)]
+    data = path.read_bytes()
+    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8", "replace")
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".jsonl"):
+        return [string for line in text.splitlines() for string in _strings(json.loads(line))]
+    return list(_strings(json.loads(text))) if name.endswith(".json") else [text]
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Every string in a value that was JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
 
 
 def real_tiktoken(name: str, folder: Path) -> tiktoken.Encoding:
@@ -128,24 +156,37 @@ class CheckAgainstTiktoken:
     seed: int = 0
     """Which random texts."""
     corpus: tuple[Path, ...] = ()
-    """Real texts besides: files, or folders of .txt, .txt.gz and .md files."""
+    """Real texts besides: files, or folders of them (text, JSON, Parquet; packed with gzip or not)."""
 
 
 def main(options: CheckAgainstTiktoken) -> None:
-    from working_with_text_data.corpora import open_corpus
-
     if unknown := set(options.names) - set(VOCABULARIES):
         raise UserError(f"unknown vocabulary {sorted(unknown)[0]!r}: use {', '.join(VOCABULARIES)}")
-    real = [document.text for path in options.corpus for document in open_corpus(str(path))]
+    paths = [path for given in options.corpus for path in ([given] if given.is_file() else sorted(given.rglob("*")))]
+    if missing := [path for path in options.corpus if not path.exists()]:
+        raise UserError(f"no such file or folder: {missing[0]}")
     for name in options.names:
         ours = BytePairTokenizer.from_vocabulary(name, options.vocabularies)
         theirs = real_tiktoken(name, options.vocabularies)
-        texts = tqdm(random_texts(options.seed, options.texts), name, options.texts, unit=" texts", disable=None)
-        for text in [*real, *texts]:
-            if difference := first_difference(ours, theirs, text):
-                print(f"{name}: {difference[:2000]} differ")
-                sys.exit(1)
-        print(f"{name}: {options.texts:,} random texts and {len(real):,} real ones, all ids equal")
+        n_real = 0
+        for path in tqdm([path for path in paths if path.is_file()], f"{name}, files", unit=" files", disable=None):
+            for text in real_texts(path):
+                n_real += 1
+                _stop_if_different(ours, theirs, text)
+        group: list[str] = []
+        for text in tqdm(random_texts(options.seed, options.texts), name, options.texts, unit=" texts", disable=None):
+            _stop_if_different(ours, theirs, text)
+            group.append(text)
+            if len(group) == 5_000:  # as one long text they take the way of long texts
+                _stop_if_different(ours, theirs, "".join(group))
+                group = []
+        print(f"{name}: {options.texts:,} random texts and {n_real:,} real ones, all ids equal", flush=True)
+
+
+def _stop_if_different(ours: BytePairTokenizer, theirs: tiktoken.Encoding, text: str) -> None:
+    if difference := first_difference(ours, theirs, text):
+        print(f"{ours.name}: {difference[:2000]} differ")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

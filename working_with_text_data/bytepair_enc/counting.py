@@ -16,12 +16,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 
+import numpy as np
+
 from utils.parallel import map_in_order
 from working_with_text_data.bytepair_enc.patterns import compile_pattern, split_into_pieces
-from working_with_text_data.bytepair_enc.word_cuts import CUTTERS, blocks
+from working_with_text_data.bytepair_enc.word_cuts import CUTTERS, blocks, words_to_pieces
 
 _CHUNK = 8_000_000  # characters that are counted together
-_BLOCK = 100_000  # of which so many are cut at a time, so that the words are still in the processor's cache
+_BLOCK = 8_000  # of which so many are cut at a time, so that the words are still in the processor's cache
 
 
 def chunks_of(texts: Iterable[str], size: int = _CHUNK) -> Iterator[list[str]]:
@@ -54,9 +56,14 @@ def count_chunk(texts: list[str], pattern: str) -> Counter[str]:
     for text in texts:
         for block in blocks(text, _BLOCK):
             words.update(cut(block))
-    for word, count in words.items():
-        for piece in split_into_pieces(compiled, word):
-            pieces[piece] += count
+    for group, found, starts, ends in words_to_pieces(list(words), partial(split_into_pieces, compiled)):
+        counts = np.array([words[word] for word in group])
+        times = np.zeros(len(found) + 1, np.int64)  # of each piece: up by a count where a word begins, then down
+        times[starts] += counts
+        times[ends] -= counts
+        for piece, count in zip(found, np.cumsum(times[:-1]).tolist(), strict=True):
+            if count:  # not what stands between two words
+                pieces[piece] += count
     return pieces
 
 
@@ -85,5 +92,8 @@ def count_pieces(
             total = Counter({piece: count for piece, count in total.items() if count > rarest})
     in_bytes: Counter[bytes] = Counter()
     for piece, count in total.items():
-        in_bytes[piece.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode("utf-8")] += count
+        try:
+            in_bytes[piece.encode("utf-8")] += count
+        except UnicodeEncodeError:
+            in_bytes[piece.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode("utf-8")] += count
     return in_bytes

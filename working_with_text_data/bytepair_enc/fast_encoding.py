@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from sys import byteorder
+from typing import cast
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from working_with_text_data.bytepair_enc.merging import PairRanks, merge_long_pi
 from working_with_text_data.bytepair_enc.word_cuts import Cutter, blocks, words_to_pieces
 
 _TOGETHER = 2_000_000  # characters whose new words are learned together: the more, the less each costs
-_BLOCK = 50_000  # characters that are looked up together: few enough for the processor's cache
+_BLOCK = 8_000  # characters that are looked up together: few enough for the processor's cache
 _MANY = 200  # new pieces; from here on merging them together beats merging one by one
 _LONG_PIECE = 128  # bytes; from here on a heap beats looking at every pair again
 _REMEMBERED = 1 << 20  # words, and pieces; of more, all are forgotten, which bounds the memory
@@ -66,28 +67,31 @@ class FastEncoder:
         return b"".join([self._encode_blocks(blocks(part, _BLOCK)) for part in blocks(text, _TOGETHER)])
 
     def _encode_blocks(self, texts: Iterable[str]) -> bytes:
-        """Looks all words up; then learns those that are new, from all blocks together, and looks up again."""
+        """Looks all words up, learns those that are new from all blocks together, and fills them in."""
         assert self._cut is not None
+        if len(self._words) > _REMEMBERED:
+            self._words.clear()
         encoded: list[bytes] = []
-        waiting: list[tuple[int, list[str]]] = []
+        waiting: list[tuple[int, list[bytes | None], list[tuple[int, str]]]] = []
         for text in texts:
             words = self._cut(text)
             try:
                 encoded.append(b"".join(map(self._words.__getitem__, words)))
             except KeyError:
-                waiting.append((len(encoded), words))
+                found = list(map(self._words.get, words))
+                missing = [(i, word) for i, (word, ids) in enumerate(zip(words, found, strict=True)) if ids is None]
+                waiting.append((len(encoded), found, missing))
                 encoded.append(b"")
         if waiting:
-            self._learn_words(set().union(*(words for _, words in waiting)))
-            for i, words in waiting:
-                encoded[i] = b"".join(map(self._words.__getitem__, words))
+            self._learn_words({word for _, _, missing in waiting for _, word in missing})
+            for block, found, missing in waiting:
+                for i, word in missing:
+                    found[i] = self._words[word]
+                encoded[block] = b"".join(cast(list[bytes], found))
         return b"".join(encoded)
 
-    def _learn_words(self, words: set[str]) -> None:
-        if len(self._words) > _REMEMBERED:
-            self._words.clear()
-        new = [word for word in words if word not in self._words]
-        for group, pieces, starts, ends in words_to_pieces(new, self._split):
+    def _learn_words(self, new: set[str]) -> None:
+        for group, pieces, starts, ends in words_to_pieces(list(new), self._split):
             self._learn_pieces(set(pieces))
             packed = list(map(self._pieces.__getitem__, pieces))
             for word, start, end in zip(group, starts, ends, strict=True):

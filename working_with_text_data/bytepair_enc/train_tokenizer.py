@@ -78,7 +78,7 @@ def main(options: TrainTokenizer) -> None:
     )
     tokenizer.save(options.out)
 
-    by_rank = tokenizer.token_byte_values()
+    by_rank = tokenizer.tokens_by_rank()
     print("\nThe first merges:")
     for token in by_rank[256:266]:
         left, right = recover_pair(token, tokenizer.ranks)

@@ -148,6 +148,8 @@ def published_tokenizer(name: str, path: Path | str | None = None) -> BytePairTo
 
 def _local(file: PublishedFile, path: Path, name: str) -> bytes:
     """The contents of one of a vocabulary's files, from the path that a user gave."""
+    if not path.exists():
+        raise ValueError(f"no such file or folder: {path}; the vocabulary {name} needs {file.name}")
     folder = path if path.is_dir() else path.parent
     candidates = [folder / file.name, folder / (file.name + ".gz")]
     if path.is_file() and (len(VOCABULARIES[name].files) == 1 or path in candidates):

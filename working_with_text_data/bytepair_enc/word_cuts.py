@@ -89,7 +89,8 @@ def words_to_pieces(
         Some of the words; pieces of all of these and of what is between them; and where in the pieces each word begins
         and ends.
     """
-    alone = {word for word in words if word[-1] in _SPACES and word[-1] not in "\r\n"}
+    # A dictionary, to keep the order: a set has another one in every process.
+    alone = {word: None for word in words if word[-1] in _SPACES and word[-1] not in "\r\n"}
     together = [word for word in words if word not in alone] if alone else words
     for group, between, pieces_between in (
         ([word for word in together if word[0] in _SPACES], " a", 1),
