@@ -21,6 +21,7 @@ from typing import Any
 
 import jupytext
 import nbformat
+import tyro
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -123,7 +124,7 @@ def folded_solutions(path: Path) -> dict[str, str]:
 class Notebooks:
     """The flags of this script."""
 
-    paths: tuple[Path, ...] = ()
+    paths: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Some notebooks' Python files; all if not given."""
     check: bool = False
     """Write nothing, and fail where a fresh execution differs from what is committed."""
