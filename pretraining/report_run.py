@@ -7,19 +7,19 @@ Every figure in a README comes from such a JSON file, so that none is typed and 
 
 from __future__ import annotations
 
-import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError, run_command
-from utils.files import read_json, write_json, write_text
+from utils.files import read_json, write_json
 from utils.plots import save_curves
+from utils.readme_tables import markdown_table, write_block
 from utils.tracking import REPOSITORY, metric_curves
 
 RESULTS = REPOSITORY / "pretraining" / "results"
 READMES = (REPOSITORY / "README.md", REPOSITORY / "pretraining" / "README.md")
-BEGIN, END = "<!-- runs:begin -->", "<!-- runs:end -->"
+BLOCK = "runs"  # between <!-- runs:begin --> and <!-- runs:end --> in each README
 
 
 @dataclass(frozen=True)
@@ -36,24 +36,24 @@ class ReportRun:
 
 def table(results: Path) -> str:
     """The Markdown table of all runs in a folder of results."""
-    rows = [
-        "| run | parameters | tokens seen | validation nats/token | bits per byte | tokens/s | minutes | device |",
-        "|---|---:|---:|---:|---:|---:|---:|---|",
-    ]
+    header = ["run", "parameters", "tokens seen", "validation nats/token", "bits per byte", "tokens/s", "minutes"]
+    rows = []
     for path in sorted(results.glob("*.json")):
         run = read_json(path)
         m = run["metrics"]
         rows.append(
-            f"| {path.stem} | {m['parameters'] / 1e6:.1f}M | {m['tokens'] / 1e6:.1f}M | {m['validation_loss']:.3f} "
-            f"| {m['bits_per_byte']:.3f} | {m['tokens_per_second']:,.0f} | {m['minutes']:.1f} | {run['device']} |"
+            [
+                path.stem,
+                f"{m['parameters'] / 1e6:.1f}M",
+                f"{m['tokens'] / 1e6:.1f}M",
+                f"{m['validation_loss']:.3f}",
+                f"{m['bits_per_byte']:.3f}",
+                f"{m['tokens_per_second']:,.0f}",
+                f"{m['minutes']:.1f}",
+                run["device"],
+            ]
         )
-    return "\n".join(rows)
-
-
-def with_table(readme: str, rows: str) -> str:
-    """`readme` with what stands between the markers replaced by `rows`."""
-    block = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.S)
-    return block.sub(lambda _: f"{BEGIN}\n{rows}\n{END}", readme)
+    return markdown_table([*header, "device"], rows, "lrrrrrrl")
 
 
 def last_sample(run: Path) -> str:
@@ -83,7 +83,7 @@ def main(options: ReportRun) -> None:
     print(f"Wrote {options.out / options.name}.json and .png")
     if options.out.resolve() == RESULTS:
         for readme in READMES:
-            write_text(readme, with_table(readme.read_text(encoding="utf-8"), table(RESULTS)))
+            write_block(readme, BLOCK, table(RESULTS))
         print(f"Wrote the tables in {' and '.join(str(path.relative_to(REPOSITORY)) for path in READMES)}")
 
 

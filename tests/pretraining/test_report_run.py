@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from pretraining.report_run import BEGIN, END, READMES, RESULTS, ReportRun, main, table, with_table
+from pretraining.report_run import BLOCK, READMES, RESULTS, ReportRun, main, table
 from tests.conftest import assert_one_clear_line
+from utils.readme_tables import with_block
 
 METRICS = {
     "parameters": 2_500_000,
@@ -23,8 +24,7 @@ METRICS = {
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
 def test_readmes_hold_the_table_of_the_committed_results(readme):
     text = readme.read_text(encoding="utf-8")
-    assert text.count(BEGIN) == text.count(END) == 1
-    assert with_table(text, table(RESULTS)) == text
+    assert with_block(text, BLOCK, table(RESULTS)) == text
 
 
 def test_a_run_becomes_a_row_and_a_picture(tmp_path):
