@@ -30,7 +30,8 @@ WORDS = st.lists(
 @given(st.sampled_from(sorted(PATTERNS)), WORDS, st.lists(st.integers(1, 30), min_size=1, max_size=10))
 def test_any_chunking_gives_the_ids_of_the_whole(name, words, sizes):
     tokenizer, text = TOKENIZERS[name], "".join(words)
-    parts, start = [], 0
+    parts: list[str] = []
+    start = 0
     while start < len(text):
         size = sizes[len(parts) % len(sizes)]
         parts.append(text[start : start + size])
