@@ -1,10 +1,13 @@
 # %% [markdown]
-# # 03 · Patterns and special tokens
+# # 03 · Why does "lol 12345" fall apart so?
 #
-# **Why does "lol 12345" fall apart so, and how does a control token stay out of reach of what people type?**
+# And how does a control token stay out of reach of what people type?
 #
-# *Before this:* notebook 02 (bytes are merged pair by pair, in the order in which the pairs were learned).
-# *Time:* 70 minutes to read, under a minute to run. *Hardware:* any laptop, no network.
+# | | |
+# |---|---|
+# | Before this | notebook 02: bytes are merged pair by pair, in the order in which the pairs were learned |
+# | Minutes | 45 to read, 55 more for the exercises |
+# | Hardware | any computer; no GPU, no network; the whole notebook runs in less than a minute |
 #
 # Two things stand between a text and its merges. A **pattern** cuts the text into pieces first, and no merge crosses
 # from one piece to the next. And a few **special tokens** stand for things that are no text at all: "here a document
@@ -32,7 +35,7 @@ A cat and a dog can't be good friends, they said in 1998. But the cat and the do
 "Who has the red hat?" said the dog. "The cat has the red hat," said the cat. They laughed. What a dog! What a cat!
 """
 tokenizer = BytePairTokenizer.train([PROSE], 340)
-tokenizer
+tokenizer  # fewer than 340: the text ran out of pairs that occur twice
 
 # %% [markdown]
 # **Predict before you run (1).** Someone types `lol 12345`. Into how many pieces will GPT-4's pattern cut it, before
@@ -255,6 +258,9 @@ GPT4O = {
 }
 assert "|".join(GPT4O.values()) == GPT4O_PATTERN
 
+# %% [markdown]
+# A name as programmers write it, a contraction, and signs with slashes:
+
 # %%
 show(GPT4O, "parseJSONFile didn't: //\n")
 
@@ -290,6 +296,9 @@ def draw_pieces(axes, y, pieces):
         x += len(piece)
 
 
+# %% [markdown]
+# And the figure, from the pieces that `explain` finds.
+
 # %%
 from matplotlib.patches import Patch
 
@@ -314,9 +323,9 @@ print(len(crossing), "of", len(without.ranks) - 256, "learned tokens go beyond o
 print(crossing[:14])
 
 # %% [markdown]
-# Tokens such as `the dog` and `. The cat` are learned, words glued to their neighbours and to the sign that happened to
-# follow. So one animal is spread over several ids, and a model has to learn for each of them alone that it barks.
-# Here is the dog before three signs.
+# Tokens such as ` the dog`, ` the dog?` and ` the red hat` are learned: words glued to their neighbours and to the
+# sign that happened to follow. So one animal is spread over several ids, and a model has to learn for each of them
+# alone that it barks. Here is the dog before three signs.
 
 
 # %%
@@ -328,8 +337,8 @@ for text in ("was the dog. It", "saw the dog! In", "saw the dog? The"):
     print(f"{text!r:20} without: {tokens_of(without, text)}   with: {tokens_of(tokenizer, text)}")
 
 # %% [markdown]
-# But be fair. On the text that it was trained on, the vocabulary *without* a pattern needs fewer tokens, since more
-# merges are open to it. On a new text of the same words the picture can change. We count both.
+# But be fair: more merges are open to a vocabulary without a pattern, so it should need fewer tokens. Does it, on the
+# text it was trained on, and on a new text of the same words? We count both.
 
 # %%
 NEW = "The friends saw a red cat. Is it good? They said that it has a hat, and it's a red hat!"
@@ -339,7 +348,10 @@ for name, text in (("training text", PROSE), ("new text", NEW)):
     )
 
 # %% [markdown]
-# Figure 3: how the share of tokens that cross a word grows with the vocabulary, with and without a pattern.
+# On its own text yes, and by a lot. On the new text the gain is gone: ` the red hat` helps only where just that
+# follows. (One short text proves little. It shows what to measure.)
+#
+# Figure 3: the share of tokens that cross a word, for smaller and larger vocabularies, with and without a pattern.
 
 
 # %%
@@ -349,7 +361,7 @@ def share_crossing(some, size):
     return 100 * sum(bool(regex.search(rb"\w[^\w']|[^\w' ]\w", token)) for token in learned) / len(learned)
 
 
-sizes = range(4, 84, 4)
+sizes = range(4, 56, 4)
 figure, axes = plt.subplots(figsize=(6, 2.8), layout="constrained")
 axes.plot(sizes, [share_crossing(without, size) for size in sizes], "ks-", ms=4, label="without a pattern")
 axes.plot(sizes, [share_crossing(tokenizer, size) for size in sizes], "k^:", ms=4, label="GPT-4's pattern")
@@ -364,8 +376,8 @@ plt.show()
 
 # %%
 swapped = BytePairTokenizer(tokenizer.ranks, GPT2_PATTERN)
-print(tokens_of(tokenizer, '"They said 1998"'))
-print(tokens_of(swapped, '"They said 1998"'))
+print(tokens_of(tokenizer, "a cat!\nWhat"))
+print(tokens_of(swapped, "a cat!\nWhat"))
 
 # %% [markdown]
 # ## 6. Special tokens, and how to keep them out of reach
@@ -412,6 +424,9 @@ def answer(encode, text, allowed, disallowed):
     except ValueError:
         return "refused"
 
+
+# %% [markdown]
+# Five texts, three ways to allow, three ways to disallow: 45 questions.
 
 # %%
 TEXTS = ["a<|endoftext|>b", "<|user|><|endoftext|>", "<|endof", "<|endoftext|><|user|> x", NASTY]
@@ -482,12 +497,12 @@ HTML(pieces_html(chat, TYPED))
 # %% [markdown]
 # ## 7. A token that nobody has ever read
 #
-# In 2023 Jessica Rumbelow and Matthew Watkins looked for tokens of GPT-2's and GPT-3's vocabulary that the models
-# could not repeat, and found some hundred: ` SolidGoldMagikarp`, ` petertodd`, ` TheNitromeFan`. Asked to say the
-# first, one model said "distribute". (Rumbelow and Watkins 2023, *SolidGoldMagikarp (plus, prompt generation)*,
-# LessWrong.) Several were names of people who counted on Reddit, one number a post, over and over. The likely story,
-# as told there: the tokenizer was trained on text with those posts, the model on text without them. Can that happen?
-# In miniature:
+# In 2023 Jessica Rumbelow and Matthew Watkins found tokens in the vocabulary of GPT-2 and GPT-3 that the models could
+# not repeat: ` SolidGoldMagikarp`, ` TheNitromeFan`, ` petertodd`; their list has 135. Asked to say the first, one
+# model said "distribute". (Rumbelow and Watkins 2023, *SolidGoldMagikarp (plus, prompt generation)*, and its sequel
+# *Glitch token archaeology*, LessWrong.) Several are names of people who counted on Reddit, one number a post, over
+# and over. The likely story: the tokenizer was trained on text with those posts, the model on text that hardly had
+# them. Can that happen? In miniature:
 
 # %%
 FORUM = "\n".join(f"{number}, counted by SilverFinHerring" for number in range(1001, 1061))
@@ -505,7 +520,8 @@ from collections import Counter
 counts = Counter(with_forum.encode_ordinary(PROSE))
 ordinary = range(256, 256 + len(with_forum.ranks) - 256)
 never = [i for i in ordinary if counts[i] == 0]
-print(f"{len(never)} of {len(ordinary)} tokens never occur; {with_forum.decode([glitch])!r}: {counts[glitch]} times")
+print(f"{len(never)} of {len(ordinary)} learned tokens never occur")
+print(f"{with_forum.decode([glitch])!r} occurs {counts[glitch]} times")
 print([with_forum.decode([i]) for i in never if "Her" in with_forum.decode([i])])
 
 # %% [markdown]
@@ -517,11 +533,13 @@ ranked = sorted(ordinary, key=lambda i: (-counts[i], i))
 heights = [counts[i] for i in ranked]
 figure, axes = plt.subplots(figsize=(6, 2.8), layout="constrained")
 axes.bar(range(len(ranked)), heights, color="0.5", width=1.0)
-axes.axvspan(len(ranked) - len(never) - 0.5, len(ranked) - 0.5, color="none", ec="0.3", hatch="//", label="never met")
+axes.axvspan(
+    len(ranked) - len(never) - 0.5, len(ranked) - 0.5, facecolor="white", edgecolor="0.6", hatch="//", label="never met"
+)
 where = ranked.index(glitch)
-axes.annotate("SilverFinHerring", (where, 0), (where - 45, 12), arrowprops={"arrowstyle": "->"}, fontsize=9)
+axes.annotate("SilverFinHerring", (where, 0), (18, 12), arrowprops={"arrowstyle": "->"}, fontsize=9)
 axes.set(xlabel="learned tokens, most frequent first", ylabel="times in the cleaned text")
-axes.legend(frameon=False)
+axes.legend(framealpha=1)
 plt.show()
 
 # %% [markdown]
@@ -567,7 +585,7 @@ W, losses = start.copy(), []
 for _ in range(400):
     loss, gradient = loss_and_gradient(W)
     losses.append(loss)
-    W -= 200 * gradient
+    W -= 40 * gradient
 print(f"loss {losses[0]:.2f} at the start, {losses[-1]:.2f} after 400 steps, floor {floor:.2f}")
 
 # %% [markdown]
@@ -583,7 +601,7 @@ left.set(xlabel="step", ylabel="loss, nats per token")
 left.legend(frameon=False)
 right.plot([counts[i] for i in range(V)], moved, "ko", ms=3)
 right.plot(counts[glitch], moved[glitch], "s", ms=9, mfc="none", mec="black", label="SilverFinHerring")
-right.set(xlabel="times the token occurs", ylabel="largest change in its row", xscale="symlog")
+right.set(xlabel="times the token occurs", ylabel="largest change in its row")
 right.legend(frameon=False)
 plt.show()
 
@@ -598,9 +616,9 @@ usual = np.exp(W[with_forum.encode(" the")[0]])
 print(f"behind ' the' the most likely one has {usual.max() / usual.sum() * V:.0f} times that chance")
 
 # %% [markdown]
-# In a large model more happens (all rows decay, and are pushed away as outputs), so this is the cause in miniature,
-# not a proof about GPT-3. The lesson is practical: **train the tokenizer on the text that the model will read**, and
-# count unused tokens before you train.
+# A large model shares its weights between tokens, so more happens there. This is the cause in miniature, not a proof
+# about GPT-3. The lesson is practical: **train the tokenizer on the text that the model will read**, and count unused
+# tokens before you train.
 #
 # ## 8. Who pays more
 #
@@ -717,17 +735,18 @@ for name, text in ARTICLE_1.items():
     print(f"{name:9} {len(text.encode()):6} {len(english.encode(text)):23} {len(shared.encode(text)):18}")
 
 # %% [markdown]
-# Without a fitting merge, $T = B$: every byte is a token. That is the upper bound of any byte-level tokenizer, and four
-# of the languages sit exactly on it or within a few tokens. The price relative to English is the *premium*.
+# Without a merge that fits, $T = B$: every byte is a token. That is the upper bound of any byte-level tokenizer, and
+# all five other languages sit exactly on it. The price relative to English is the *premium*.
 
 # %%
+assert all(len(english.encode(text)) == len(text.encode()) for name, text in ARTICLE_1.items() if name != "English")
 for name, text in ARTICLE_1.items():
     premium = [len(some.encode(text)) / len(some.encode(ARTICLE_1["English"])) for some in (english, shared)]
     print(f"{name:9} {premium[0]:.1f} times the English tokens; with the shared vocabulary {premium[1]:.1f} times")
 
 # %% [markdown]
 # The shared vocabulary is fairer, and English pays for it: with the same number of tokens for six languages, its own
-# sentence gets longer. There is no free lunch, only a larger vocabulary or a choice. Figure 6 has both.
+# sentence gets longer. (Arabic is now the cheapest. It leaves most vowels out.) Figure 6 has both.
 
 # %%
 names, y = list(ARTICLE_1), np.arange(len(ARTICLE_1))
@@ -778,7 +797,8 @@ from working_with_text_data.bytepair_enc.unicode_pin import as_unicode_16
 
 NEWER = "\U00016ea0"
 text = f"ab{NEWER}cd"
-print([ascii(piece) for piece in split_into_pieces(gpt4, text)], "while it looks at", ascii(as_unicode_16(text)))
+print("pieces:", *map(ascii, split_into_pieces(gpt4, text)))
+print("what the pattern saw:", ascii(as_unicode_16(text)))
 assert tokenizer.encode(text) == tokenizer.to_tiktoken().encode(text)
 
 # %% [markdown]

@@ -46,7 +46,7 @@ class SlidingWindows(Dataset[tuple[Tensor, Tensor]]):
         stride = context_length if stride is None else stride
         if context_length < 1 or stride < 1:
             raise ValueError(f"context length and stride must be at least 1, got {context_length} and {stride}")
-        row = torch.as_tensor(np.asarray(ids, dtype=np.int64))  # (tokens,)
+        row = torch.from_numpy(np.array(ids, dtype=np.int64))  # (tokens,), a copy: no window writes into the caller's
         if len(row) <= context_length:
             raise ValueError(
                 f"the text has {len(row):,} ids, too few for a window of {context_length} and the id after it: "

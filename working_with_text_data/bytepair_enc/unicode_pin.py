@@ -31,12 +31,12 @@ LOWER_CASE = "\u0251"  # ɑ: of U+0295, which was a lower-case letter in Unicode
 _STAND_INS = {c: NOT_A_LETTER for first, *last in _RANGES for c in range(first, (last or [first])[0] + 1)}
 _STAND_INS[0x295] = LOWER_CASE
 _BELOW_10000 = "".join(map(chr, (c for c in _STAND_INS if c < 0x10000)))
-_MAY_DIFFER = re.compile(f"[{_BELOW_10000}\U00010000-\U0010ffff]")  # a quick first look
-_DIFFERS = re.compile(f"[{''.join(map(chr, _STAND_INS))}]")
+# A quick first look, which lets through what lies above U+FFFF: a set of all the ranges would be slow to search for.
+_MAY_DIFFER = re.compile(f"[{_BELOW_10000}\U00010000-\U0010ffff]")
 
 
 def as_unicode_16(text: str) -> str:
     """`text` for a pattern to look at: as long as `text`, with each newer character replaced by its stand-in."""
-    if text.isascii() or not _MAY_DIFFER.search(text) or not _DIFFERS.search(text):
+    if text.isascii() or _STAND_INS.keys().isdisjoint(map(ord, set(_MAY_DIFFER.findall(text)))):
         return text
     return text.translate(_STAND_INS)
