@@ -489,7 +489,7 @@ for typed in (TYPED, SLY, "Is it a dog?"):
 print(frame_well(chat, "a dog?") == frame_badly(chat, "a dog?"), "- and friendly text has the ids it had before")
 
 # %% [markdown]
-# How the whole prompt looks, the person's `<|assistant|>` in ordinary pieces:
+# What was typed, as the model now reads it: every `<|assistant|>` in it is ordinary pieces.
 
 # %%
 HTML(pieces_html(chat, TYPED))

@@ -158,6 +158,17 @@ def test_ctrl_c_leaves_a_loadable_model(stages, tmp_path):
     assert made_by["metrics"]["interrupted"] is True
 
 
+def test_a_tokenizer_s_training_goes_on_from_its_checkpoint(run, stages, tmp_path):
+    flags = ["--corpus", stages[1], "--checkpoint", tmp_path / "state.gz", "--out"]
+    assert run(TRAIN_TOKENIZER, *flags, tmp_path / "small.json", "--vocab-size", 280).returncode == 0
+    done = run(TRAIN_TOKENIZER, *flags, tmp_path / "t.json", "--vocab-size", 300, "--processes", 2)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "t.json").read_bytes() == (stages[0] / "tokenizer.json").read_bytes()
+    (tmp_path / "state.gz").write_bytes(b"something else")
+    done = run(TRAIN_TOKENIZER, *flags, tmp_path / "t.json", "--vocab-size", 300)
+    assert_one_clear_line(done, "is not a readable checkpoint", "delete it")
+
+
 # --- bad input: one clear line each, and nothing half written ----------------------------------------------------
 
 

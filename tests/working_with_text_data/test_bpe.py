@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from working_with_text_data.bytepair_enc import GPT2_PATTERN, GPT4_PATTERN, BytePairTokenizer, ladder, training
 from working_with_text_data.bytepair_enc.counting import count_pieces
-from working_with_text_data.bytepair_enc.merging import merge_long_piece, merge_piece
+from working_with_text_data.bytepair_enc.merging import merge_by_heap, merge_piece
 from working_with_text_data.bytepair_enc.tokenizer_json import byte_alphabet, recover_pair
 
 TEXT = (
@@ -120,7 +120,7 @@ def test_ids_equal_on_real_books(data_folder, tmp_path):
 @given(st.binary(max_size=300).map(lambda data: bytes(b % 3 + 97 for b in data)))
 def test_the_heap_merges_as_the_definition_does(piece):
     ranks = BytePairTokenizer.train(["abcab abab cabc aabb bcca " * 5], 300).ranks
-    assert merge_long_piece(piece, ranks) == merge_piece(piece, ranks)
+    assert merge_by_heap(piece, ranks) == merge_piece(piece, ranks)
 
 
 def test_a_long_run_of_letters_is_encoded_as_tiktoken_does(tokenizer):

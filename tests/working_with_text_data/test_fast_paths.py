@@ -24,7 +24,7 @@ from working_with_text_data.bytepair_enc import (
 )
 from working_with_text_data.bytepair_enc.check_against_tiktoken import random_texts
 from working_with_text_data.bytepair_enc.counting import chunks_of, count_chunk, count_pieces
-from working_with_text_data.bytepair_enc.merging import PairRanks, merge_long_piece, merge_piece, merge_pieces
+from working_with_text_data.bytepair_enc.merging import PairRanks, merge_by_heap, merge_piece, merge_pieces
 from working_with_text_data.bytepair_enc.patterns import compile_pattern, split_into_pieces
 from working_with_text_data.bytepair_enc.word_cuts import CUTTERS, FIRST_GPT4_PATTERN, blocks, last_cut
 
@@ -141,7 +141,7 @@ PIECES = st.lists(
 @given(PIECES)
 def test_merging_together_and_by_heap_equals_the_definition(pieces):
     expected = [merge_piece(piece, SMALL.ranks) for piece in pieces]
-    assert [merge_long_piece(piece, SMALL.ranks) for piece in pieces] == expected
+    assert [merge_by_heap(piece, SMALL.ranks) for piece in pieces] == expected
     ids, counts = merge_pieces(pieces, PairRanks(SMALL.ranks, {i: token for token, i in SMALL.ranks.items()}))
     assert ids.tolist() == [i for piece in expected for i in piece]
     assert counts.tolist() == [len(piece) for piece in expected]

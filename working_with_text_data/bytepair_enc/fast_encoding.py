@@ -20,14 +20,13 @@ from typing import cast
 
 import numpy as np
 
-from working_with_text_data.bytepair_enc.merging import PairRanks, merge_long_piece, merge_piece, merge_pieces
+from working_with_text_data.bytepair_enc.merging import PairRanks, merge_by_heap, merge_pieces
 from working_with_text_data.bytepair_enc.word_cuts import Cutter, blocks, words_to_pieces
 
 _TOGETHER = 2_000_000  # characters whose new words are learned together: the more, the less each costs
 _BLOCK = 8_000  # characters that are looked up together: few enough for the processor's cache
 _MANY = 300  # new pieces; from here on merging them together beats merging one by one
 _SHORT_PIECE = 40  # bytes; longer ones are rare, and merging them together with others would make all wait for them
-_LONG_PIECE = 128  # bytes; from here on a heap beats looking at every pair again
 _REMEMBERED = 1 << 20  # words, and pieces; of more, all are forgotten, which bounds the memory
 
 
@@ -112,10 +111,10 @@ class FastEncoder:
                 elif len(data) <= _SHORT_PIECE:
                     to_merge[piece] = data
                 else:
-                    known[piece] = _packed((merge_piece if len(data) < _LONG_PIECE else merge_long_piece)(data, ranks))
+                    known[piece] = _packed(merge_by_heap(data, ranks))
         if len(to_merge) < _MANY:
             for piece, data in to_merge.items():
-                known[piece] = _packed(merge_piece(data, ranks))
+                known[piece] = _packed(merge_by_heap(data, ranks))
             return
         if self._pair_ranks is None:
             self._pair_ranks = PairRanks(ranks, self._tokens)

@@ -1,8 +1,8 @@
 """The third step of encoding: the bytes of one piece, merged by rank. The definition, and two ways to be quick.
 
-    merge_piece        the definition: look at every pair, join the best, again. O(n²), best for a few bytes
-    merge_long_piece   a heap of pairs: O(n log n), for long runs of letters
-    merge_pieces       thousands of pieces at once, each step one array operation for all of them
+    merge_piece      the definition: look at every pair, join the best, again. O(n²) for n bytes
+    merge_by_heap    a heap of pairs: O(n log n), and quicker than the definition from the first bytes on
+    merge_pieces     hundreds of pieces at once, each step one array operation for all of them
 
 All give the same ids; the tests hold the second and third to the first.
 """
@@ -25,8 +25,8 @@ _FREE = np.int64(-1)  # no key
 def merge_piece(piece: bytes, ranks: Mapping[bytes, int]) -> list[int]:
     """The ids of one piece by the plain rule: join the adjacent pair of lowest rank, leftmost first.
 
-    This is the definition. It looks at every pair for every merge: O(n²) for n bytes, which is fine for the handful of
-    bytes in a word and hopeless for a long run of letters.
+    This is the definition. It looks at every pair for every merge: O(n²) for n bytes, which is hopeless for a long run
+    of letters.
     """
     parts = [piece[i : i + 1] for i in range(len(piece))]
     while len(parts) > 1:
@@ -38,7 +38,7 @@ def merge_piece(piece: bytes, ranks: Mapping[bytes, int]) -> list[int]:
     return [ranks[part] for part in parts]
 
 
-def merge_long_piece(piece: bytes, ranks: Mapping[bytes, int]) -> list[int]:
+def merge_by_heap(piece: bytes, ranks: Mapping[bytes, int]) -> list[int]:
     """The same ids as `merge_piece` in O(n log n): a heap of pairs by rank over parts that are linked to their right.
 
     Each part is named by where it starts; `end[start]` is where it ends, and so where its right neighbour starts.
