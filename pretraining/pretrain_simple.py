@@ -86,6 +86,10 @@ class PretrainSimple:
         for name in ("steps", "batch_size", "evaluations", "eval_tokens", "learning_rate", "other_learning_rate"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
+        try:
+            self.sample_prompt.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError("--sample-prompt is not UTF-8: write it in a UTF-8 terminal") from None
         if self.max_minutes < 0:
             raise UserError(f"--max-minutes must be at least 0 (0 for no limit), got {self.max_minutes}")
 

@@ -7,11 +7,14 @@ script's last line is therefore `run_command(main, Config)`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import tyro
@@ -28,6 +31,29 @@ _OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memo
 
 class UserError(Exception):
     """Something that the user can mend. The message says in one line what is wrong and what to do."""
+
+
+@contextlib.contextmanager
+def interrupts_wait() -> Iterator[Callable[[], bool]]:
+    """While the block runs, Ctrl-C does nothing but be noted; it takes effect when the block ends.
+
+    For work in small steps, each of which has to be whole: ask between two steps, and leave the block if it is time.
+    Outside of the main thread, where Python tells nobody of signals, the block runs as any other.
+
+    Yields:
+        A function: has Ctrl-C been pressed?
+    """
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
+    try:
+        yield lambda: bool(noted)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if noted:
+        raise KeyboardInterrupt
 
 
 def one_line(error: Exception) -> str:

@@ -64,7 +64,7 @@ def read_json(path: Path | str) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are both ValueErrors
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are both ValueErrors
         raise ValueError(f"{path} is not a readable JSON file ({error})") from None
 
 

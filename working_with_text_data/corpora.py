@@ -80,6 +80,8 @@ def open_corpus(name: str, books: str | None = None) -> Iterator[Document]:
         UserError: no such corpus or path, `books` is missing or not wanted, a book cannot be downloaded.
         ValueError: a file is binary, damaged or holds no text; the message names it.
     """
+    if not name or books == "":
+        raise UserError("--corpus and --books need a value: an empty one would mean this folder and all below it")
     if books is not None and name != "gutenberg":
         raise UserError(f"--books goes with --corpus gutenberg, not with --corpus {name}")
     if name == "python-docs":

@@ -164,6 +164,9 @@ def test_a_tokenizer_s_training_goes_on_from_its_checkpoint(run, stages, tmp_pat
     done = run(TRAIN_TOKENIZER, *flags, tmp_path / "t.json", "--vocab-size", 300, "--processes", 2)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "t.json").read_bytes() == (stages[0] / "tokenizer.json").read_bytes()
+    assert "the corpus is not read again" in done.stdout + done.stderr
+    other = ["--corpus", stages[1] / "0.txt", *flags[2:]]
+    assert_one_clear_line(run(TRAIN_TOKENIZER, *other, tmp_path / "x.json", "--vocab-size", 300), "another corpus")
     (tmp_path / "state.gz").write_bytes(b"something else")
     done = run(TRAIN_TOKENIZER, *flags, tmp_path / "t.json", "--vocab-size", 300)
     assert_one_clear_line(done, "is not a readable checkpoint", "delete it")
@@ -196,6 +199,15 @@ def test_binary_file(run, stages, tmp_path):
     flags = ["--tokenizer", stages[0] / "tokenizer.json", "--out", tmp_path / "tokens"]
     assert_one_clear_line(run(PREPARE, "--corpus", tmp_path / "a.txt", *flags), "a.txt", "binary")
     assert listing(tmp_path) == ["a.txt"]
+
+
+def test_empty_values_and_a_checkpoint_that_cannot_be_one(run, tmp_path):
+    out = ["--out", tmp_path / "t.json"]
+    assert_one_clear_line(run(TRAIN_TOKENIZER, "--corpus", "", *out), "need a value")
+    assert_one_clear_line(run(TRAIN_TOKENIZER, "--corpus", "gutenberg", "--books", "", *out), "need a value")
+    assert_one_clear_line(run(TRAIN_TOKENIZER, *out, "--checkpoint", tmp_path), "is a folder")
+    assert_one_clear_line(run(TRAIN_TOKENIZER, *out, "--checkpoint", tmp_path / "t.json"), "the same file")
+    assert listing(tmp_path) == []
 
 
 @pytest.mark.parametrize("size", [256, 0, -5])

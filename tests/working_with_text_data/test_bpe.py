@@ -234,5 +234,51 @@ def test_bad_arguments_are_refused(tokenizer):
         BytePairTokenizer.load("nowhere/tokenizer.json")
 
 
+@pytest.mark.parametrize("wrong", [-3, 7.5, 2**40, "5", True])
+def test_ids_that_are_none_are_refused(tokenizer, wrong):
+    with pytest.raises(ValueError, match="is not a whole number from 0 to"):
+        BytePairTokenizer(tokenizer.ranks, special_tokens={"<|x|>": wrong})
+    with pytest.raises(ValueError, match="is not a whole number from 0 to"):
+        BytePairTokenizer(tokenizer.ranks | {b"xyz": wrong})
+
+
+@pytest.mark.parametrize("special", ["b", "Ġ", "the"])
+def test_a_special_token_spelled_as_an_ordinary_one_is_not_saved(tmp_path, special):
+    tokenizer = BytePairTokenizer.train(["the the bb " * 5], 300, special_tokens=[special])
+    with pytest.raises(ValueError, match="is spelled as an ordinary token"):
+        tokenizer.save(tmp_path / "t.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_text_in_place_of_many_is_refused(tokenizer):
+    for call in (
+        lambda: BytePairTokenizer.train("one text", 300),
+        lambda: BytePairTokenizer.train(["a"], 300, special_tokens="<|a|>"),
+        lambda: tokenizer.encode_batch("abc"),
+        lambda: tokenizer.encode("abc", allowed_special="<|user|>"),
+    ):
+        with pytest.raises(TypeError, match="write"):
+            call()
+
+
+@pytest.mark.parametrize("pattern", ["", "x*", "a|"])
+def test_a_pattern_that_matches_nothing_is_refused(pattern):
+    with pytest.raises(ValueError, match="matches the empty text"):
+        BytePairTokenizer.train([TEXT], 300, pattern)
+
+
+def test_a_deeply_nested_file_is_no_tokenizer(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"deep\.json is not a readable JSON file"):
+        BytePairTokenizer.load(tmp_path / "deep.json")
+
+
+def test_numpy_ids_are_ids(tokenizer):
+    ids = tokenizer.encode_to_numpy("the dog")
+    assert tokenizer.decode(ids) == tokenizer.decode(list(ids)) == "the dog"
+    with pytest.raises(ValueError, match="-1"):
+        tokenizer.decode([*ids, ids.astype("int64")[0] * 0 - 1])
+
+
 def test_a_small_corpus_ends_with_a_smaller_vocabulary():
     assert BytePairTokenizer.train(["abab"], 10_000).n_vocab == 256 + 1 + 1  # "ab", then every pair is single

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import random
+import signal
 from collections import Counter
 
 import pytest
@@ -253,14 +256,15 @@ def test_training_goes_on_after_an_interruption(tmp_path, monkeypatch):
     whole = training.learn_from_texts(TEXTS, 150, GPT4_PATTERN)
     step, checkpoint = training.MergeLearner.step, tmp_path / "state.gz"
 
-    def stop_at_60(learner, min_frequency):
+    def step_with_a_ctrl_c_in_the_middle(learner, min_frequency):
         if len(learner.merges) == 60:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return step(learner, min_frequency)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training.MergeLearner, "step", stop_at_60)
+        patch.setattr(training.MergeLearner, "step", step_with_a_ctrl_c_in_the_middle)
         training.learn_from_texts(TEXTS, 150, GPT4_PATTERN, checkpoint=checkpoint)
+    assert len(json.loads(gzip.decompress(checkpoint.read_bytes()))["merges"]) == 61  # the step was made whole
     assert training.learn_from_texts(never_read(), 150, GPT4_PATTERN, checkpoint=checkpoint) == whole
     assert training.learn_from_texts(never_read(), 100, GPT4_PATTERN, checkpoint=checkpoint) == whole[:100]
 
@@ -270,6 +274,12 @@ def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path):
     training.learn_from_texts(TEXTS, 5, GPT4_PATTERN, checkpoint=checkpoint)
     with pytest.raises(ValueError, match="another pattern: delete it"):
         training.learn_from_texts(TEXTS, 5, GPT2_PATTERN, checkpoint=checkpoint)
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-50])
+    with pytest.raises(ValueError, match="another corpus: delete it"):
+        training.learn_from_texts(TEXTS, 5, GPT4_PATTERN, checkpoint=checkpoint, corpus="other texts")
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(gzip.compress(b'{"words": ["ab"], "frequency": [3], "merges": []}'))
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        training.learn_from_texts(TEXTS, 5, GPT4_PATTERN, checkpoint=checkpoint)
+    checkpoint.write_bytes(whole[:-50])
     with pytest.raises(ValueError, match=r"state\.gz is not a readable checkpoint"):
         training.learn_from_texts(TEXTS, 5, GPT4_PATTERN, checkpoint=checkpoint)

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 Spellings = Literal["all"] | Collection[str]
 _CHUNK = 2_000_000  # characters that one process encodes at a time
+_MAX_ID = 2**24 - 1  # `decode` has a table that is as long as the largest id
 _SLICE = 4_000  # ids that are decoded together: few enough that what is fetched stays in the processor's cache
 
 
@@ -73,6 +74,9 @@ class BytePairTokenizer:
         self.pattern = pattern
         self.special_tokens = dict(special_tokens or {})
         self.name = name
+        wrong = [i for i in (*self.ranks.values(), *self.special_tokens.values()) if not _is_id(i)]
+        if wrong:
+            raise ValueError(f"the id {wrong[0]!r} is not a whole number from 0 to {_MAX_ID:,}")
         if missing := [b for b in range(256) if bytes([b]) not in self.ranks]:
             raise ValueError(
                 f"a byte-level vocabulary needs all 256 bytes; {len(missing)} are missing, first {missing[0]}"
@@ -108,6 +112,7 @@ class BytePairTokenizer:
         num_processes: int = 1,
         progress: bool = False,
         checkpoint: Path | str | None = None,
+        corpus: str = "",
     ) -> BytePairTokenizer:
         """Learns a vocabulary from `texts`: the 256 bytes, then one token a merge, then the special tokens.
 
@@ -121,10 +126,13 @@ class BytePairTokenizer:
             progress: shows a progress bar.
             checkpoint: a file that is kept up to date meanwhile; where it is there already, training goes on from it
                 and the texts are not read again (see `training.learn_from_texts`).
+            corpus: what the texts are, in words; a checkpoint of another corpus is refused.
 
         Raises:
             ValueError: `vocab_size` has no room for the bytes and the special tokens, or the texts are empty.
         """
+        if isinstance(texts, str) or isinstance(special_tokens, str):
+            raise TypeError("texts and special_tokens are collections of str: write [...] around a single one")
         if len(set(special_tokens)) != len(special_tokens) or "" in special_tokens:
             raise ValueError(f"special tokens must be distinct and not empty, got {list(special_tokens)}")
         n_merges = vocab_size - 256 - len(special_tokens)
@@ -144,6 +152,7 @@ class BytePairTokenizer:
             num_processes=num_processes,
             progress=progress,
             checkpoint=checkpoint,
+            corpus=corpus,
         )
         return cls.from_merges(merges, pattern, special_tokens, byte_order)
 
@@ -198,10 +207,10 @@ class BytePairTokenizer:
     def encode_to_numpy(
         self, text: str, *, allowed_special: Spellings = (), disallowed_special: Spellings = "all"
     ) -> npt.NDArray[np.uint32]:
-        """`encode` as an array, uint32 (tokens,), which is a quarter of the time and an eighth of the memory."""
-        allowed = set(self.special_tokens) if allowed_special == "all" else set(allowed_special)
-        disallowed = set(self.special_tokens) - allowed if disallowed_special == "all" else set(disallowed_special)
+        """`encode` as an array, uint32 (tokens,), read-only: faster than a list, and an eighth of its memory."""
         _require_text(text)
+        allowed = _spellings(allowed_special, self.special_tokens)
+        disallowed = _spellings(disallowed_special, self.special_tokens.keys() - allowed)
         if disallowed and (found := _any_of(frozenset(disallowed)).search(text)):
             raise ValueError(
                 f"the text spells the special token {found.group()!r}: pass allowed_special={{{found.group()!r}}} "
@@ -265,6 +274,8 @@ class BytePairTokenizer:
         disallowed_special: Spellings = "all",
     ) -> Iterator[npt.NDArray[np.uint32]]:
         """`encode_to_numpy` of each text, in order, as the texts are read: for a corpus larger than memory."""
+        if isinstance(texts, str):
+            raise TypeError("a batch is a collection of str: write [...] around a single one")
         rules = {"allowed_special": allowed_special, "disallowed_special": disallowed_special}
         if num_processes == 1:
             for text in texts:
@@ -303,7 +314,7 @@ class BytePairTokenizer:
         try:  # `itemgetter` fetches a whole slice in C
             return b"".join([b"".join(_fetch(table, ids[i : i + _SLICE])) for i in range(0, len(ids), _SLICE)])
         except (IndexError, TypeError):
-            wrong = next(i for i in ids if not isinstance(i, int) or i not in self._bytes_of)
+            wrong = next(i for i in ids if not hasattr(i, "__index__") or int(i) not in self._bytes_of)
             raise ValueError(f"id {wrong!r} is no token of this vocabulary (0 … {self.max_token_value})") from None
 
     def decode_batch(self, batch: Iterable[Iterable[int]], errors: str = "replace") -> list[str]:
@@ -401,12 +412,29 @@ class BytePairTokenizer:
         return tokenizer_json.load(path)
 
     def to_tiktoken(self) -> tiktoken.Encoding:
-        """The same tokenizer as a `tiktoken.Encoding`."""
+        """The same tokenizer as a `tiktoken.Encoding`.
+
+        Two things differ there: text that the pattern leaves out is dropped (the published patterns leave none out),
+        and of special tokens that begin one another, not always the longest is taken.
+        """
         import tiktoken
 
         return tiktoken.Encoding(
             self.name, pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.special_tokens
         )
+
+
+def _is_id(i: object) -> bool:
+    return type(i) is int and 0 <= i <= _MAX_ID
+
+
+def _spellings(given: Spellings, everything: Iterable[str]) -> set[str]:
+    """The set that `allowed_special` or `disallowed_special` means."""
+    if given == "all":
+        return set(everything)
+    if isinstance(given, str):
+        raise TypeError(f'expected "all" or a set of special tokens, got the str {given!r}: write {{{given!r}}}')
+    return set(given)
 
 
 @lru_cache

@@ -162,7 +162,11 @@ class CheckAgainstTiktoken:
 def main(options: CheckAgainstTiktoken) -> None:
     if unknown := set(options.names) - set(VOCABULARIES):
         raise UserError(f"unknown vocabulary {sorted(unknown)[0]!r}: use {', '.join(VOCABULARIES)}")
+    if options.texts < 0 or not options.names:
+        raise UserError(f"there is nothing to compare: {options.texts} texts, {len(options.names)} vocabularies")
     paths = [path for given in options.corpus for path in ([given] if given.is_file() else sorted(given.rglob("*")))]
+    if options.corpus and not paths:
+        raise UserError(f"there is no file in {options.corpus[0]}")
     if missing := [path for path in options.corpus if not path.exists()]:
         raise UserError(f"no such file or folder: {missing[0]}")
     for name in options.names:
@@ -170,7 +174,11 @@ def main(options: CheckAgainstTiktoken) -> None:
         theirs = real_tiktoken(name, options.vocabularies)
         n_real = 0
         for path in tqdm([path for path in paths if path.is_file()], f"{name}, files", unit=" files", disable=None):
-            for text in real_texts(path):
+            try:
+                texts = real_texts(path)
+            except (ValueError, OSError, EOFError, RecursionError) as error:
+                raise UserError(f"{path} cannot be read ({error})") from None
+            for text in texts:
                 n_real += 1
                 _stop_if_different(ours, theirs, text)
         group: list[str] = []

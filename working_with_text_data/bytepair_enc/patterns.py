@@ -48,12 +48,16 @@ def compile_pattern(pattern: str) -> regex.Pattern[str]:
     Raises:
         ValueError: it does not compile, or has groups that capture; one line that says where.
     """
+    if not isinstance(pattern, str):
+        raise ValueError(f"the pattern {pattern!r} is not a str")
     try:
         compiled = regex.compile(pattern)
     except regex.error as error:
         raise ValueError(f"the pattern {pattern!r} does not compile: {error}") from None
     if compiled.groups:
         raise ValueError(f"the pattern {pattern!r} captures groups: write (?:...) in place of (...)")
+    if compiled.match(""):
+        raise ValueError(f"the pattern {pattern!r} matches the empty text: each match must take a character")
     return compiled
 
 

@@ -233,7 +233,7 @@ class ShowPieces:
     """A published vocabulary instead: gpt2, r50k_base, p50k_base, cl100k_base or o200k_base."""
     path: Path | None = None
     """With --vocabulary: its file, or the folder with its files; fetched once if not given."""
-    out: Path = Path("playground.html")
+    out: Path = Path("runs/playground.html")
     """Where the page goes."""
     serve: bool = False
     """Open a page to type into, on this machine alone, until Ctrl-C."""

@@ -53,6 +53,11 @@ def to_dict(tokenizer: BytePairTokenizer) -> dict[str, Any]:
     merges = [[_spell(part) for part in recover_pair(t, tokenizer.ranks)] for t in by_rank if len(t) > 1]
     vocabulary = {_spell(token): tokenizer.ranks[token] for token in by_rank}
     special = sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
+    if taken := vocabulary.keys() & dict(special).keys():
+        raise ValueError(
+            f"the special token {min(taken)!r} is spelled as an ordinary token is in this format: give it another "
+            "spelling, such as <|name|>"
+        )
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": tokenizer.pattern}, "behavior": "Isolated", "invert": False}

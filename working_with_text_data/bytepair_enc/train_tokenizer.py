@@ -39,7 +39,7 @@ class TrainTokenizer(CorpusOptions):
     processes: int = field(default_factory=usable_cores)
     """Processes that count words; any number gives the same tokenizer."""
     checkpoint: Path | None = None
-    """A file that is kept up to date while the training runs: the same command goes on from it after a stop."""
+    """A file that is kept up to date once the words are counted: the same command goes on from it after a stop."""
     sentence: str = "The quick brown fox doesn't jump over 12345 lazy dogs."
     """Shown as the tokenizer splits it."""
 
@@ -52,6 +52,12 @@ def show(piece: bytes) -> str:
 def main(options: TrainTokenizer) -> None:
     if options.out.is_dir():
         raise UserError(f"--out {options.out} is a folder: give a file name such as {options.out / 'tokenizer.json'}")
+    if options.checkpoint is not None:
+        if options.checkpoint.is_dir() or options.checkpoint == Path("."):
+            raise UserError(f"--checkpoint {options.checkpoint} is a folder: give a file name such as state.gz")
+        if options.checkpoint.resolve() == options.out.resolve():
+            raise UserError("--checkpoint and --out are the same file: give two names")
+        require_writable(options.checkpoint.parent)
     documents = options.split_documents()
     require_writable(options.out.parent)
     print(f"Training a tokenizer of {options.vocab_size:,} tokens on the training documents of {options.corpus}")
@@ -75,6 +81,7 @@ def main(options: TrainTokenizer) -> None:
         num_processes=options.processes,
         progress=True,
         checkpoint=options.checkpoint,
+        corpus=str(options.describe() | {"min_frequency": options.min_frequency}),
     )
     tokenizer.save(options.out)
 

@@ -31,6 +31,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from utils.errors import interrupts_wait
 from utils.files import write_bytes
 from working_with_text_data.bytepair_enc.counting import count_pieces
 from working_with_text_data.bytepair_enc.ladder import Pair
@@ -187,39 +188,45 @@ def learn_from_texts(
     num_processes: int = 1,
     progress: bool = False,
     checkpoint: Path | str | None = None,
+    corpus: str = "",
 ) -> list[Pair]:
     """`learn_merges` of the pieces of `texts`.
 
     Args:
         texts: read once, one at a time; not at all where there is a checkpoint.
         checkpoint: a file to which the state goes when the pieces are counted, every minute after, and when the work is
-            interrupted, so that nothing is done twice. The texts cannot be looked at again without reading them: who
-            changes them, deletes the file. It stays there at the end, and a larger `n_merges` goes on from it.
+            interrupted, so that no merge is learned twice. It stays there at the end, and a larger `n_merges` goes on
+            from it.
+        corpus: what the texts are, in words. A checkpoint of other words is refused. The texts themselves cannot be
+            compared without reading them: who changes them, deletes the file.
 
     Raises:
         ValueError: the texts are empty, the checkpoint is another's or damaged, or as `count_pieces`.
     """
-    made_for = {"pattern": pattern, "byte_order": list(byte_order), "max_pieces": max_pieces}
+    made_for = {"pattern": pattern, "byte_order": list(byte_order), "max_pieces": max_pieces, "corpus": corpus}
     if checkpoint is not None and Path(checkpoint).is_file():
         learner = _load_state(Path(checkpoint), made_for)
+        if progress:
+            tqdm.write(f"Going on from {checkpoint} with {len(learner.merges):,} merges; the corpus is not read again")
     else:
         piece_counts = count_pieces(texts, pattern, num_processes, max_pieces)
         if not piece_counts:
             raise ValueError("there is no text to train a tokenizer on: the corpus is empty")
         learner = MergeLearner.from_pieces(piece_counts, byte_order)
     hidden = None if progress else True  # None: no bar where nobody watches
-    bar = tqdm(total=n_merges, initial=len(learner.merges), desc="merges", unit="merge", disable=hidden)
     saved = -math.inf
-    try:
-        while len(learner.merges) < n_merges:
+    # A merge that is half done would be saved as a whole one: so Ctrl-C waits for its end.
+    with (
+        tqdm(total=n_merges, initial=len(learner.merges), desc="merges", unit="merge", disable=hidden) as bar,
+        interrupts_wait() as interrupted,
+    ):
+        while len(learner.merges) < n_merges and not interrupted():
             if checkpoint is not None and time.monotonic() > saved + _SAVE_EVERY:
                 _save_state(Path(checkpoint), learner, made_for)
                 saved = time.monotonic()
             if not learner.step(min_frequency):
                 break
             bar.update()
-    finally:
-        bar.close()
         if checkpoint is not None:
             _save_state(Path(checkpoint), learner, made_for)
     return learner.merges[:n_merges]
@@ -234,9 +241,9 @@ def _load_state(path: Path, made_for: dict[str, Any]) -> MergeLearner:
     try:
         state = json.loads(gzip.decompress(path.read_bytes()))
         learner = MergeLearner(state["words"], state["frequency"], [(a, b) for a, b in state["merges"]])
-    except (ValueError, KeyError, TypeError, EOFError, OSError, zlib.error):
+        differing = [name for name, value in made_for.items() if state[name] != value]
+    except (ValueError, KeyError, TypeError, EOFError, OSError, RecursionError, zlib.error):
         raise ValueError(f"{path} is not a readable checkpoint of training: delete it to begin anew") from None
-    for name, value in made_for.items():
-        if state[name] != value:
-            raise ValueError(f"{path} was made with another {name}: delete it to begin anew")
+    for name in differing:
+        raise ValueError(f"{path} was made with another {name}: delete it to begin anew")
     return learner
