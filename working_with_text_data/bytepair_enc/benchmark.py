@@ -30,7 +30,7 @@ from typing import Any
 
 from utils.benchmarking import Seconds, describe_machine, median, time_by_turns
 from utils.errors import UserError, run_command
-from utils.files import write_json
+from utils.files import read_json, write_json
 from utils.parallel import usable_cores
 from utils.readme_tables import markdown_table, write_block
 from utils.tracking import REPOSITORY, provenance
@@ -318,38 +318,46 @@ def measure_training(corpus: str, texts: list[str], vocab_size: int, repeats: in
     return [row("train", corpus, seconds, size_of(texts), 0, vocabulary=f"{vocab_size:,} tokens")]
 
 
-def peak_memory() -> int:
-    """The most bytes that this process has held so far."""
-    import resource
+def _status(field: str) -> int:
+    """Bytes that the system counts for this process: VmRSS, what it holds now, or VmHWM, the most it has held."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if os.uname().sysname == "Darwin" else peak * 1024
+
+def memory_added(work: Callable[[], object]) -> int:
+    """The most bytes that a piece of work needs on top of what this process holds before it. Linux alone tells."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the most so far is what it holds now
+    before = _status("VmRSS")
+    work()
+    return _status("VmHWM") - before
 
 
 def memory_of_encoding(contestant: str, name: str, folder: Path, texts: list[str]) -> int:
     """Bytes that loading a vocabulary and encoding a corpus add to the texts; ids are thrown away as they come."""
-    before = peak_memory()
-    if contestant == "tiktoken":
-        encode = real_tiktoken(name, folder).encode_ordinary
-    elif contestant == "tokenizers":
-        encode = hugging_face(BytePairTokenizer.from_vocabulary(name, folder)).encode
-    else:
-        encode = BytePairTokenizer.from_vocabulary(name, folder).encode_ordinary
-    for text in texts:
-        encode(text)
-    return peak_memory() - before
+
+    def work() -> None:
+        encode: Callable[[str], Any]
+        if contestant == "tiktoken":
+            encode = real_tiktoken(name, folder).encode_ordinary
+        elif contestant == "tokenizers":
+            encode = hugging_face(BytePairTokenizer.from_vocabulary(name, folder)).encode
+        else:
+            encode = BytePairTokenizer.from_vocabulary(name, folder).encode_ordinary
+        for text in texts:
+            encode(text)
+
+    return memory_added(work)
 
 
 def memory_of_training(contestant: str, texts: list[str], vocab_size: int) -> int:
     """Bytes that training adds to the texts."""
-    before = peak_memory()
     trainers: dict[str, Callable[[list[str], int], Any]] = {
         "ours": lambda t, size: BytePairTokenizer.train(t, size, GPT4_PATTERN, ()),
         "tokenizers": train_hugging_face,
         "rustbpe": train_rustbpe,
     }
-    trainers[contestant](texts, vocab_size)
-    return peak_memory() - before
+    return memory_added(lambda: trainers[contestant](texts, vocab_size))
 
 
 def measure_all_cores(name: str, folder: Path, corpus: str, texts: list[str], cores: int, repeats: int) -> list[Row]:
@@ -392,7 +400,7 @@ def tables(report: dict[str, Any]) -> str:
         [
             r["task"],
             r["corpus"],
-            f"{r['bytes'] / 1e6:.1f}",
+            f"{r['bytes'] / 1e6:.2f}",
             f"{r['bytes'] / r['tokens']:.2f}",
             speed(r),
             f"{r['tokens'] / median(r['seconds'])['ours'] / 1e6:.2f}",
@@ -486,7 +494,7 @@ def main(options: Benchmark) -> None:
     if "train" in wanted:
         for vocab_size in options.vocab_sizes:
             note(alone(measure_training, "prose", texts["prose"], vocab_size, options.repeats))
-    if "memory" in wanted:
+    if "memory" in wanted and Path("/proc/self/clear_refs").exists():
         added = {
             who: alone(memory_of_encoding, who, first, folder, texts["prose"])
             for who in ("ours", "tiktoken", "tokenizers")
@@ -499,9 +507,12 @@ def main(options: Benchmark) -> None:
         memory.append({"what": f"train {largest:,} tokens on prose", "bytes_added": added})
     report = {**provenance(), "machine": describe_machine(), "results": results, "memory": memory}
     report["versions"] |= {name: version_of(name) for name in ("tiktoken", "tokenizers", "rustbpe", "regex")}
-    write_json(options.out / "benchmark.json", report)
-    print(f"\nWrote {options.out / 'benchmark.json'}")
-    if options.out.resolve() == RESULTS and wanted >= {"encode", "worst", "train", "memory", "cores"}:
+    path = options.out / "benchmark.json"
+    if wanted == {"memory"} and path.is_file():  # takes the place of the older figures of memory alone
+        report = read_json(path) | {"memory": [measured | {"commit": report["commit"]} for measured in memory]}
+    write_json(path, report)
+    print(f"\nWrote {path}")
+    if options.out.resolve() == RESULTS and report["results"] and report["memory"]:
         write_block(README, "benchmark", tables(report))
         print(f"Wrote the tables in {README.relative_to(REPOSITORY)}")
 
