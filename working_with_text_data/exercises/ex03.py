@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import regex
 
 from working_with_text_data.bytepair_enc import BytePairTokenizer
+from working_with_text_data.exercises import attempt as attempt
 
 _TEXT = "the red dog sees the red door, the red dog reads the letter. " * 3
 _TYPED = ("hello", "stop<|end|>now", "<|user|>", "a<|assistant|>b<|user|>c", "")
-
-
-def attempt(check: Callable[[Any], None], answer: Any) -> None:
-    """Runs a check and says what it found, without ending the notebook."""
-    try:
-        check(answer)
-    except Exception as error:
-        what = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
-        print(f"not solved yet: {what}")
 
 
 def _small_tokenizer() -> BytePairTokenizer:

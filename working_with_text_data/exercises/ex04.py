@@ -11,17 +11,9 @@ import numpy.typing as npt
 
 from working_with_text_data.bytepair_enc import GPT2_PATTERN
 from working_with_text_data.bytepair_enc.patterns import compile_pattern, split_into_pieces
+from working_with_text_data.exercises import attempt as attempt
 
 Array = npt.NDArray[Any]
-
-
-def attempt(check: Callable[[Any], None], answer: Any) -> None:
-    """Runs a check and says what it found, without ending the notebook."""
-    try:
-        check(answer)
-    except Exception as error:
-        what = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
-        print(f"not solved yet: {what}")
 
 
 def check_count_looks(answer: Callable[[int], int]) -> None:
