@@ -210,6 +210,17 @@ def test_the_command_compares(run, data_folder):
     assert_one_clear_line(run(script, "--vocabularies", "nowhere", "--texts", 1), "needs vocab.bpe")
 
 
+def test_lines_of_json_end_with_line_feeds_alone(tmp_path):
+    """U+2028 and U+0085 end a line to `str.splitlines`, and stand inside JSON's strings."""
+    texts = ["one\u2028two\x85three", "four"]
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts), "utf-8"
+    )
+    assert real_texts(tmp_path / "a.jsonl") == texts
+    (tmp_path / "a.json").write_text(json.dumps([{"a": texts, "b": 1}]), "utf-8")
+    assert real_texts(tmp_path / "a.json") == texts
+
+
 def test_every_file_is_named_with_its_checksum():
     files = [file for vocabulary in VOCABULARIES.values() for file in vocabulary.files]
     assert len({file.sha256 for file in files}) == len(files)

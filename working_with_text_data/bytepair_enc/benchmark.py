@@ -99,7 +99,7 @@ def load_texts(options: Benchmark) -> dict[str, list[str]]:
         import gzip
 
         data = options.languages.read_bytes()
-        lines = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("utf-8").splitlines()
+        lines = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("utf-8").strip().split("\n")
         texts["languages"] = [json.loads(line)["text"] for line in lines]
     return texts
 

@@ -84,7 +84,7 @@ def real_texts(path: Path) -> list[str]:
     text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8", "replace")
     name = path.name.removesuffix(".gz")
     if name.endswith(".jsonl"):
-        return [string for line in text.splitlines() for string in _strings(json.loads(line))]
+        return [string for line in text.split("\n") if line for string in _strings(json.loads(line))]
     return list(_strings(json.loads(text))) if name.endswith(".json") else [text]
 
 
