@@ -1,25 +1,120 @@
-"""The key/value cache: what attention remembers so that a new token costs one row of work, not all of them.
+"""Caches: what attention remembers so that a new token costs one row of work, not all of them.
 
 A causal model's keys and values of a token never change once computed, since later tokens cannot reach back. While
 generating, each step therefore needs the query of the new token only, against the kept keys and values of all before.
 
 The buffers are allocated once, for the longest text that will come, and filled from the left: appending by
-concatenation would copy everything at every step, O(T²) bytes for T tokens.
+concatenation would copy everything at every step, O(T²) bytes for T tokens. A cache is handed to `forward` as an
+argument and never kept inside a module: one model can serve many conversations, each with its own cache.
 
-    bytes per token and layer = 2 (K and V) · n_kv_head · head_dim · bytes per number
+What is kept of a token, in numbers a layer:
+
+    KVCache        keys and values of each key/value head    2 · n_kv_head · head_dim
+    LatentCache    one latent vector, one rotary key         d_latent + d_rope
+    RollingCache   as KVCache, of the last `window` tokens   nothing more, once the window is full
+
+**Rows of different lengths.** The texts of a batch are aligned at their *right* ends, so that all of them write their
+next token into the same column:
+
+    column     0  1  2  3  4 | 5          padding
+    row 0      T  h  i  s  . | ?          0
+    row 1      -  -  H  i  ! | ?          2
+
+`length`, the number of columns filled, is then one number for all rows and the only position there is. `padding` says
+how many columns on the left of each row are no text: nobody looks at them. A learned position is counted from where
+the text begins, column - padding; rotary positions depend on distances alone, so the column will do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from attention_mechanisms.masks import visible
 
-class KVCache:
-    """Keys and values of one attention layer for `batch_size` sequences of the same length.
+Device = torch.device | str
 
-    The cache is handed to `forward` as an argument and never kept inside the module: one model can serve many
-    conversations, each with its own cache.
+
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Tensor, Tensor]:
+    """Texts of different lengths as one batch, aligned at their ends.
+
+    Returns:
+        ids int64 (batch, longest), and padding int64 (batch,): the columns on the left of each row that hold `pad_id`.
+
+    Raises:
+        ValueError: no row, or an empty one.
+    """
+    if not rows or not all(rows):
+        raise ValueError("a batch needs at least one row, and each row at least one id")
+    longest = max(map(len, rows))
+    padding = [longest - len(row) for row in rows]
+    ids = [[pad_id] * n + list(row) for n, row in zip(padding, rows, strict=True)]
+    return torch.tensor(ids), torch.tensor(padding)
+
+
+class Cache:
+    """What all caches of one layer have in common: a length, padding, and buffers.
+
+    Args:
+        max_length: tokens of a text that fit.
+        padding: int64 (batch,), columns on the left of each row that are no text; None if all rows begin at 0.
+        buffers: what the subclass keeps.
+    """
+
+    def __init__(self, max_length: int, padding: Tensor | None, *buffers: Tensor) -> None:
+        if max_length < 1:
+            raise ValueError(f"a cache holds at least 1 token, not {max_length}")
+        self.max_length = max_length
+        self.padding = padding
+        self.buffers = buffers
+        self.length = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the buffers really hold."""
+        return sum(buffer.nbytes for buffer in self.buffers)
+
+    def grow(self, n_new: int) -> int:
+        """The length with `n_new` more tokens.
+
+        Raises:
+            ValueError: they do not fit.
+        """
+        end = self.length + n_new
+        if end > self.max_length:
+            raise ValueError(f"the cache holds {self.max_length} tokens; {self.length} are in it and {n_new} came")
+        return end
+
+    def padding_mask(self, n_query: int) -> Tensor | None:
+        """Which keys the last `n_query` tokens see, bool (batch, 1, n_query, length); None if there is no padding."""
+        if self.padding is None:
+            return None
+        positions = torch.arange(self.length, device=self.padding.device)
+        return visible(positions[-n_query:], positions, padding=self.padding)
+
+    def check_truncate(self, length: int) -> None:
+        """Raises the ValueError of `truncate`, and changes nothing."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot truncate a cache of {self.length} tokens to {length}")
+
+    def truncate(self, length: int) -> None:
+        """Forgets all but the first `length` tokens, so that a shared beginning need not be computed again.
+
+        Raises:
+            ValueError: there are fewer.
+        """
+        self.check_truncate(length)
+        self.length = length
+
+    def reset(self) -> None:
+        """Forgets everything; the buffers stay."""
+        self.length = 0
+
+
+class KVCache(Cache):
+    """Keys and values of one layer.
 
     Args:
         batch_size: sequences side by side.
@@ -35,22 +130,13 @@ class KVCache:
         max_length: int,
         head_dim: int,
         dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        device: Device = "cpu",
+        padding: Tensor | None = None,
     ) -> None:
         shape = (batch_size, n_kv_head, max_length, head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.length = 0
-
-    @property
-    def max_length(self) -> int:
-        """Tokens that fit."""
-        return self.keys.shape[2]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the buffers really hold."""
-        return self.keys.nbytes + self.values.nbytes
+        super().__init__(max_length, padding, self.keys, self.values)
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Adds the keys and values of new tokens and returns all that are kept, old and new.
@@ -64,36 +150,168 @@ class KVCache:
         Raises:
             ValueError: they do not fit.
         """
-        end = self.length + keys.shape[2]
-        if end > self.max_length:
-            raise ValueError(
-                f"the cache holds {self.max_length} tokens; {self.length} are in it and {keys.shape[2]} came"
-            )
+        end = self.grow(keys.shape[2])
         self.keys[:, :, self.length : end] = keys
         self.values[:, :, self.length : end] = values
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def truncate(self, length: int) -> None:
-        """Forgets all but the first `length` tokens, so that a shared beginning need not be computed again."""
-        if not 0 <= length <= self.length:
-            raise ValueError(f"cannot truncate a cache of {self.length} tokens to {length}")
-        self.length = length
 
-    def reset(self) -> None:
-        """Forgets everything; the buffers stay."""
-        self.length = 0
+class LatentCache(Cache):
+    """What multi-head latent attention keeps of a token: its latent vector, and the rotary key that all heads share.
+
+    They lie side by side, so that one product with the absorbed query gives the whole score.
+
+    Args:
+        d_latent: numbers in the latent vector.
+        d_rope: numbers in the rotary key; 0 for none.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        max_length: int,
+        d_latent: int,
+        d_rope: int,
+        dtype: torch.dtype = torch.float32,
+        device: Device = "cpu",
+        padding: Tensor | None = None,
+    ) -> None:
+        self.latents = torch.zeros((batch_size, max_length, d_latent + d_rope), dtype=dtype, device=device)
+        super().__init__(max_length, padding, self.latents)
+
+    def append(self, latents: Tensor) -> Tensor:
+        """Adds new tokens' latents with their rotary keys, and returns all that are kept.
+
+        Args:
+            latents: (batch, new tokens, d_latent + d_rope).
+
+        Returns:
+            A view (batch, length, d_latent + d_rope).
+
+        Raises:
+            ValueError: they do not fit.
+        """
+        end = self.grow(latents.shape[1])
+        self.latents[:, self.length : end] = latents
+        self.length = end
+        return self.latents[:, :end]
+
+
+class RollingCache(Cache):
+    """Keys and values of the last `window` tokens, and of the first `n_sink` of each row.
+
+    The window is a ring: the token at position p lies in slot p mod `window`, over the one that has just left the
+    window. Attention does not care in which order its keys lie, as long as their positions are known.
+
+    Args:
+        window: tokens in the ring.
+        n_sink: tokens at the beginning of each text that are kept for ever, in slots before the ring.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        n_kv_head: int,
+        max_length: int,
+        head_dim: int,
+        window: int,
+        n_sink: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: Device = "cpu",
+        padding: Tensor | None = None,
+    ) -> None:
+        self.window, self.n_sink = min(window, max_length), n_sink
+        shape = (batch_size, n_kv_head, n_sink + self.window, head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        super().__init__(max_length, padding, self.keys, self.values)
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Adds new tokens, and returns the keys and values that these may need.
+
+        For a single token they are a view of the buffers. For several, the ring is first read in the order of its
+        positions and the new tokens are put behind it: a copy of the window, once a chunk.
+
+        Args:
+            keys, values: (batch, n_kv_head, new tokens, head_dim).
+
+        Returns:
+            Keys and values (batch, n_kv_head, n_sink + n, head_dim): the sinks, then n other tokens; and int64 (n,),
+            the positions of those others.
+
+        Raises:
+            ValueError: they do not fit.
+        """
+        start, end = self.length, self.grow(keys.shape[2])
+        if end - start == 1:
+            self._write(keys, values, start)
+            filled = self.n_sink + min(end, self.window)
+            slots = torch.arange(min(end, self.window), device=keys.device)
+            positions = slots + (start - slots) // self.window * self.window  # the latest p with p mod window = slot
+            result = self.keys[:, :, :filled], self.values[:, :, :filled], positions
+        else:
+            before = torch.arange(max(start - self.window + 1, 0), start, device=keys.device)
+            slots = self.n_sink + before % self.window
+            together = [
+                torch.cat([buffer[:, :, slots], new.to(buffer.dtype)], dim=2)
+                for buffer, new in ((self.keys, keys), (self.values, values))
+            ]
+            self._write(keys, values, start)
+            if self.n_sink:
+                together = [
+                    torch.cat([buffer[:, :, : self.n_sink], kept], dim=2)
+                    for buffer, kept in zip((self.keys, self.values), together, strict=True)
+                ]
+            positions = torch.arange(start - len(before), end, device=keys.device)
+            result = together[0], together[1], positions
+        self.length = end
+        return result
+
+    def _write(self, keys: Tensor, values: Tensor, start: int) -> None:
+        """Puts new tokens, the first at position `start`, into the ring, and into the sinks where they begin a text."""
+        n_new, end = keys.shape[2], start + keys.shape[2]
+        kept = torch.arange(max(start, end - self.window), end, device=keys.device)  # those that are not overwritten
+        slots = self.n_sink + kept % self.window
+        for buffer, new in ((self.keys, keys), (self.values, values)):
+            buffer[:, :, slots] = new[:, :, kept - start].to(buffer.dtype)
+            if self.n_sink:
+                column = self.sink_positions(keys.device) - start  # (batch or 1, n_sink): where among the new tokens
+                inside = ((column >= 0) & (column < n_new))[:, None, :, None]
+                column = column.clamp(0, n_new - 1)[:, None, :, None].expand(*new.shape[:2], -1, new.shape[3])
+                sinks = buffer[:, :, : self.n_sink]
+                buffer[:, :, : self.n_sink] = torch.where(inside, new.gather(2, column).to(buffer.dtype), sinks)
+
+    def sink_positions(self, device: Device) -> Tensor:
+        """int64 (batch or 1, n_sink): the positions of each row's first tokens."""
+        first = torch.arange(self.n_sink, device=device)[None]
+        return first if self.padding is None else first + self.padding[:, None]
+
+    def check_truncate(self, length: int) -> None:
+        """Raises ValueError too where the tokens before `length` have left the window."""
+        super().check_truncate(length)
+        if length and length < self.length - 1 and self.length > self.window:
+            raise ValueError(
+                f"cannot truncate to {length} tokens: of {self.length}, this cache keeps the last {self.window}; "
+                "reset it and read the text again"
+            )
 
 
 class LayerCaches:
-    """The caches of all layers of a model, which fill in step."""
+    """The caches of all layers of a model, which fill in step.
 
-    def __init__(self, layers: list[KVCache]) -> None:
-        self.layers = layers
+    Args:
+        layers: one or more, all empty.
+        padding: the same tensor that they were made with.
+    """
+
+    def __init__(self, layers: Sequence[Cache], padding: Tensor | None = None) -> None:
+        self.layers = list(layers)
+        self.padding = padding
 
     @property
     def length(self) -> int:
-        """Tokens seen so far, and so the position of the next one."""
+        """Columns filled so far, and so the position of the next one."""
         return self.layers[0].length
 
     @property
@@ -107,10 +325,13 @@ class LayerCaches:
         return sum(layer.nbytes for layer in self.layers)
 
     def truncate(self, length: int) -> None:
-        """Forgets all but the first `length` tokens, in every layer."""
+        """Forgets all but the first `length` tokens, in every layer or, if one of them cannot, in none."""
+        for layer in self.layers:
+            layer.check_truncate(length)
         for layer in self.layers:
             layer.truncate(length)
 
     def reset(self) -> None:
         """Forgets everything, in every layer."""
-        self.truncate(0)
+        for layer in self.layers:
+            layer.reset()

@@ -1,4 +1,9 @@
-"""Who may look at whom."""
+"""Who may look at whom.
+
+A query is a token that asks, a key one that may answer. Two counts are not enough to say who stands where: with a cache
+there are fewer queries than keys, and a rolling cache keeps its keys out of order. So the general mask is a function of
+*positions*, and every other one follows from it.
+"""
 
 from __future__ import annotations
 
@@ -21,3 +26,42 @@ def causal_mask(n_query: int, n_key: int, device: torch.device | str | None = No
         bool (n_query, n_key).
     """
     return torch.ones(n_query, n_key, dtype=torch.bool, device=device).tril(diagonal=n_key - n_query)
+
+
+def visible(
+    query_positions: Tensor,
+    key_positions: Tensor,
+    window: int | None = None,
+    n_sink: int = 0,
+    padding: Tensor | None = None,
+) -> Tensor:
+    """True where a query may attend to a key, from where they stand in the text.
+
+    A key is seen by the queries from its own position on (causal); with a window, by the `window` queries from there
+    on; with sinks, the first `n_sink` tokens of a text are seen by all that come after. Window 3, one sink:
+
+        1 . . . . .
+        1 1 . . . .
+        1 1 1 . . .
+        1 1 1 1 . .
+        1 . 1 1 1 .
+        1 . . 1 1 1
+
+    Args:
+        query_positions: int64 (n_query,).
+        key_positions: int64 (n_key,), in any order.
+        window: keys that a query sees, its own among them; None for all.
+        n_sink: tokens at the beginning that every query sees in spite of the window.
+        padding: int64 (batch,), columns on the left of each row that are not text (see `kv_cache.py`). No token of the
+            text sees them. They see themselves, because a softmax over nothing is not a number.
+
+    Returns:
+        bool (batch, 1, n_query, n_key), of batch 1 without padding: the 1 stands for all heads.
+    """
+    query = query_positions.view(1, 1, -1, 1)
+    key = key_positions.view(1, 1, 1, -1)
+    first = 0 if padding is None else padding.view(-1, 1, 1, 1)
+    near = key <= query
+    if window is not None:
+        near = near & ((key > query - window) | (key < first + n_sink))
+    return near if padding is None else (near & (key >= first)) | (key == query)

@@ -16,11 +16,13 @@ unit variance has variance head_dim; without it the softmax of a wide head would
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attention_mechanisms.attend import fast_attention, plain_attention
+from attention_mechanisms.cost import AttentionCost
 from attention_mechanisms.kv_cache import KVCache
 from attention_mechanisms.masks import causal_mask
+from attention_mechanisms.rotary import Rotary
 
 
 class MultiHeadAttention(nn.Module):
@@ -31,17 +33,21 @@ class MultiHeadAttention(nn.Module):
         n_head: number of heads; divides d_model.
         dropout: probability with which attention weights, and parts of the output, are set to zero in training.
         bias: whether the projections have biases.
+        rotary: turns queries and keys by their positions; None where positions are learned.
 
     Raises:
         ValueError: `n_head` does not divide `d_model`.
     """
 
-    def __init__(self, d_model: int, n_head: int, dropout: float = 0.0, bias: bool = True) -> None:
+    def __init__(
+        self, d_model: int, n_head: int, dropout: float = 0.0, bias: bool = True, rotary: Rotary | None = None
+    ) -> None:
         super().__init__()
-        if d_model % n_head:
+        if n_head < 1 or d_model % n_head:
             raise ValueError(f"d_model={d_model} is not divisible by n_head={n_head}")
         self.n_head = n_head
         self.head_dim = d_model // n_head
+        self.rotary = rotary
         self.c_attn = nn.Linear(d_model, 3 * d_model, bias=bias)  # W_q, W_k and W_v, one product instead of three
         self.c_proj = nn.Linear(d_model, d_model, bias=bias)  # W_o: mixes what the heads gathered
         self.attention_dropout = dropout
@@ -57,31 +63,42 @@ class MultiHeadAttention(nn.Module):
         Returns:
             (batch, tokens, d_model).
         """
-        batch, tokens, d_model = x.shape
-        q, k, v = self.c_attn(x).split(d_model, dim=2)  # each (batch, tokens, d_model)
-        split_heads = (batch, tokens, self.n_head, self.head_dim)
-        q = q.view(split_heads).transpose(1, 2)  # (batch, n_head, tokens, head_dim)
-        k = k.view(split_heads).transpose(1, 2)  # (batch, n_head, tokens, head_dim)
-        v = v.view(split_heads).transpose(1, 2)  # (batch, n_head, tokens, head_dim)
+        q, k, v = self.project(x, cache.length if cache is not None else 0)  # each (batch, n_head, tokens, head_dim)
+        mask = None
         if cache is not None:
             k, v = cache.append(k, v)  # (batch, n_head, keys, head_dim)
-        keys = k.shape[2]
+            mask = cache.padding_mask(x.shape[1])
+        dropout = self.attention_dropout if self.training else 0.0
+        y = fast_attention(q, k, v, mask, causal=mask is None, dropout=dropout)  # (batch, n_head, tokens, head_dim)
+        return self.residual_dropout(self.c_proj(y.transpose(1, 2).flatten(2)))  # heads side by side again
 
-        # The three cases of a causal mask. Nothing before x: the square one. A single query: it sees every key.
-        # Several queries after cached keys: a mask aligned at the bottom right, which is_causal would get wrong.
-        mask = causal_mask(tokens, keys, x.device) if 1 < tokens < keys else None
-        y = F.scaled_dot_product_attention(
-            q,
-            k.to(q.dtype),  # a no-op but under autocast, where q comes in half precision and the cache may not
-            v.to(q.dtype),
-            attn_mask=mask,
-            dropout_p=self.attention_dropout if self.training else 0.0,
-            is_causal=tokens == keys,
-        )  # (batch, n_head, tokens, head_dim)
-        y = y.transpose(1, 2).reshape(batch, tokens, d_model)  # heads side by side again
-        return self.residual_dropout(self.c_proj(y))
+    def reference(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` without a cache, by the formula, and the attention weights (batch, n_head, tokens, tokens)."""
+        q, k, v = self.project(x)  # each (batch, n_head, tokens, head_dim)
+        mask = causal_mask(x.shape[1], x.shape[1], x.device)
+        y, weights = plain_attention(q, k, v, mask, self.attention_dropout if self.training else 0.0)
+        return self.residual_dropout(self.c_proj(y.transpose(1, 2).flatten(2))), weights
 
-    def make_cache(self, batch_size: int, max_length: int) -> KVCache:
+    def project(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of `x`, whose first token is at `start`: each (batch, n_head, tokens, head_dim)."""
+        batch, tokens, _ = x.shape
+        qkv = self.c_attn(x).view(batch, tokens, 3, self.n_head, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, n_head, tokens, head_dim)
+        if self.rotary is not None:
+            q, k = self.rotary(q, start), self.rotary(k, start)
+        return q, k, v
+
+    def make_cache(self, batch_size: int, max_length: int, padding: Tensor | None = None) -> KVCache:
         """An empty cache for this layer, on the device and in the number format of its weights."""
         weight = self.c_attn.weight
-        return KVCache(batch_size, self.n_head, max_length, self.head_dim, weight.dtype, weight.device)
+        return KVCache(batch_size, self.n_head, max_length, self.head_dim, weight.dtype, weight.device, padding)
+
+    def cost(self, n_keys: int) -> AttentionCost:
+        """What a token costs that sees `n_keys` keys, its own among them."""
+        d_model = self.n_head * self.head_dim
+        biases = 4 * d_model if self.c_attn.bias is not None else 0
+        return AttentionCost(
+            parameters=4 * d_model**2 + biases,
+            flops_per_token=8 * d_model**2 + 4 * d_model * n_keys,
+            cache_numbers=2 * d_model * n_keys,
+        )

@@ -1,0 +1,127 @@
+"""Grouped-query attention (Ainslie et al. 2023): several query heads share one head of keys and values.
+
+While a model writes, each step reads all cached keys and values to answer a single query a head: the time goes into
+reading. Queries are new at every step and cost nothing to keep, so their number stays; keys and values are kept for
+ever, so there are fewer of them:
+
+    query head h attends to key/value head h // group,     group = n_head / n_kv_head
+
+    n_kv_head = n_head    multi-head attention
+    n_kv_head = 1         multi-query attention (Shazeer 2019)
+
+With d_kv = n_kv_head · head_dim:
+
+    parameters          2 · d_model² + 2 · d_model · d_kv + 2 · d_model + 2 · d_kv
+    FLOPs per token     4 · d_model² + 4 · d_model · d_kv + 4 · d_model · T      (the products with T keys stay)
+    cache per token     2 · d_kv numbers a layer: n_head / n_kv_head times less
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from attention_mechanisms.attend import fast_attention, plain_attention
+from attention_mechanisms.cost import AttentionCost
+from attention_mechanisms.kv_cache import KVCache
+from attention_mechanisms.masks import causal_mask
+from attention_mechanisms.rotary import Rotary
+
+
+class GroupedQueryAttention(nn.Module):
+    """Causal self-attention with `n_head` heads of queries and `n_kv_head` of keys and values.
+
+    Args:
+        d_model: width of the vectors that come in and go out.
+        n_head: heads of queries; divides d_model.
+        n_kv_head: heads of keys and values; divides n_head.
+        dropout: probability with which attention weights, and parts of the output, are set to zero in training.
+        bias: whether the projections have biases.
+        rotary: turns queries and keys by their positions; None where positions are learned.
+
+    Raises:
+        ValueError: `n_head` does not divide `d_model`, or `n_kv_head` does not divide `n_head`.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_head: int,
+        n_kv_head: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        rotary: Rotary | None = None,
+    ) -> None:
+        super().__init__()
+        check_heads(d_model, n_head, n_kv_head)
+        self.n_head, self.n_kv_head = n_head, n_kv_head
+        self.head_dim = d_model // n_head
+        self.rotary = rotary
+        self.c_attn = nn.Linear(d_model, (n_head + 2 * n_kv_head) * self.head_dim, bias=bias)  # W_q, W_k and W_v
+        self.c_proj = nn.Linear(d_model, d_model, bias=bias)  # W_o
+        self.attention_dropout = dropout
+        self.residual_dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Attends from each token of `x` to itself, those before it in `x`, and those in `cache`.
+
+        Args:
+            x: (batch, tokens, d_model).
+            cache: keys and values of the tokens before `x`; those of `x` are appended to it.
+
+        Returns:
+            (batch, tokens, d_model).
+        """
+        q, k, v = self.project(x, cache.length if cache is not None else 0)
+        mask = None
+        if cache is not None:
+            k, v = cache.append(k, v)  # (batch, n_kv_head, keys, head_dim)
+            mask = cache.padding_mask(x.shape[1])
+        y = fast_attention(q, k, v, mask, causal=mask is None, dropout=self.dropout_now)
+        return self.merge(y)
+
+    def reference(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` without a cache, by the formula, and the attention weights (batch, n_head, tokens, tokens)."""
+        y, weights = plain_attention(*self.project(x), causal_mask(x.shape[1], x.shape[1], x.device), self.dropout_now)
+        return self.merge(y), weights
+
+    @property
+    def dropout_now(self) -> float:
+        """The dropout of attention weights: none outside of training."""
+        return self.attention_dropout if self.training else 0.0
+
+    def project(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """q (batch, n_head, tokens, head_dim), k and v (batch, n_kv_head, tokens, head_dim), `x` being at `start`."""
+        heads = self.c_attn(x).unflatten(2, (-1, self.head_dim)).transpose(1, 2)  # (batch, all heads, tokens, head_dim)
+        q, k, v = heads.split([self.n_head, self.n_kv_head, self.n_kv_head], dim=1)
+        if self.rotary is not None:
+            q, k = self.rotary(q, start), self.rotary(k, start)
+        return q, k, v
+
+    def merge(self, y: Tensor) -> Tensor:
+        """(batch, n_head, tokens, head_dim) to (batch, tokens, d_model): the heads side by side, and mixed."""
+        mixed: Tensor = self.residual_dropout(self.c_proj(y.transpose(1, 2).flatten(2)))
+        return mixed
+
+    def make_cache(self, batch_size: int, max_length: int, padding: Tensor | None = None) -> KVCache:
+        """An empty cache for this layer, on the device and in the number format of its weights."""
+        weight = self.c_attn.weight
+        return KVCache(batch_size, self.n_kv_head, max_length, self.head_dim, weight.dtype, weight.device, padding)
+
+    def cost(self, n_keys: int) -> AttentionCost:
+        """What a token costs that sees `n_keys` keys, its own among them."""
+        d_model, d_kv = self.n_head * self.head_dim, self.n_kv_head * self.head_dim
+        biases = 2 * d_model + 2 * d_kv if self.c_attn.bias is not None else 0
+        return AttentionCost(
+            parameters=2 * d_model**2 + 2 * d_model * d_kv + biases,
+            flops_per_token=4 * d_model**2 + 4 * d_model * d_kv + 4 * d_model * n_keys,
+            cache_numbers=2 * d_kv * n_keys,
+        )
+
+
+def check_heads(d_model: int, n_head: int, n_kv_head: int) -> None:
+    """Raises ValueError where the heads do not divide the width, or the groups are not equal."""
+    if n_head < 1 or d_model % n_head:
+        raise ValueError(f"d_model={d_model} is not divisible by n_head={n_head}")
+    if n_kv_head < 1 or n_head % n_kv_head:
+        fitting = [n for n in range(1, n_head + 1) if n_head % n == 0]
+        raise ValueError(f"n_kv_head={n_kv_head} does not divide n_head={n_head}: take one of {fitting}")

@@ -1,0 +1,74 @@
+"""Rotary position embedding, RoPE (Su et al. 2021, section 3.4): where a token stands, written as an angle.
+
+Take a query and a key as d/2 points in the plane each, and turn point i of a token at position p by the angle p · θᵢ:
+
+    θᵢ = base^(-2i / d)          i = 0 … d/2 - 1
+    (a, b)  ->  (a cos pθᵢ - b sin pθᵢ,  b cos pθᵢ + a sin pθᵢ)
+
+The product of two points depends on the angle between them only. So q·k depends on the *distance* of the two tokens and
+not on where in the text they stand: fast points tell neighbours apart, slow ones tell paragraphs apart. Nothing is
+learned, values are not turned, and nothing is added to the residual stream.
+
+Point i is made of the numbers i and i + d/2 of a head, as in `transformers`' Llama. The paper, and DeepSeek, take
+neighbours 2i and 2i + 1: the same thing with the rows of W_q and W_k in another order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Turns queries and keys by their positions.
+
+    It has no weights, so it is no module: nothing is saved, and half precision weights do not round the angles.
+
+    Args:
+        dim: numbers that are turned, an even count.
+        max_length: positions that there are.
+        base: the slowest point turns about once in 2π · base tokens; more for longer contexts.
+
+    Raises:
+        ValueError: `dim` is odd or not positive.
+    """
+
+    dim: int
+    max_length: int
+    base: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        if self.dim < 2 or self.dim % 2:
+            raise ValueError(f"rotary positions turn pairs of numbers: {self.dim} is not an even count of at least 2")
+
+    def __call__(self, x: Tensor, start: int) -> Tensor:
+        """Turns `x`, whose first token stands at position `start`.
+
+        Args:
+            x: (…, tokens, dim).
+
+        Returns:
+            The same shape and dtype.
+
+        Raises:
+            ValueError: a position is beyond `max_length`.
+        """
+        end = start + x.shape[-2]
+        if end > self.max_length:
+            raise ValueError(f"{end} tokens are more than the model's context of {self.max_length}")
+        cos, sin = rotation_table(self.dim, self.max_length, self.base, x.device)[:, start:end]  # (tokens, dim / 2)
+        a, b = x.float().chunk(2, dim=-1)  # each (…, tokens, dim / 2)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+
+
+@lru_cache(maxsize=16)
+def rotation_table(dim: int, length: int, base: float, device: torch.device) -> Tensor:
+    """float32 (2, length, dim / 2): cosine and sine of every position's angles, computed once for all layers."""
+    with torch.inference_mode(False):  # a table made while generating must serve training as well
+        points = torch.arange(0, dim, 2, dtype=torch.float64) / dim
+        angles = torch.outer(torch.arange(length, dtype=torch.float64), base**-points)  # (length, dim / 2)
+        return torch.stack([angles.cos(), angles.sin()]).float().to(device)

@@ -1,0 +1,211 @@
+"""Sliding-window attention (Beltagy et al. 2020, section 3.1; Jiang et al. 2023): each token sees the last W tokens.
+
+Most of what matters for the next word is near. A token that sees the last W keys, its own among them, needs W keys in
+the cache however long the text, and T · W scores instead of T². Layers above one another still carry news from afar:
+after n layers it can have come n · (W - 1) tokens, as a rumour does.
+
+    query p sees key j     if  p - W < j ≤ p,     or  j < n_sink
+
+**Sinks** (Xiao et al. 2024, StreamingLLM). A softmax has to give its weights to something; trained models give what
+they do not need to the first tokens. When these leave the window the model breaks. Keeping a few of them for ever mends
+it. Here they keep their true positions; StreamingLLM counts positions inside the cache, which matters to rotary
+positions only beyond the trained context, where this model does not go.
+
+    parameters          as grouped-query attention
+    FLOPs per token     projections + 4 · d_model · min(T, W + n_sink)
+    cache               2 · d_kv · min(T, W + n_sink) numbers a layer, in all
+
+The band is computed in blocks: B queries next to one another need the B + W - 1 keys up to theirs, a slice. No mask
+larger than B × (B + W) exists.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attention_mechanisms.attend import fast_attention, plain_attention
+from attention_mechanisms.cost import AttentionCost
+from attention_mechanisms.grouped_query import GroupedQueryAttention
+from attention_mechanisms.kv_cache import KVCache, RollingCache
+from attention_mechanisms.masks import visible
+from attention_mechanisms.rotary import Rotary
+
+_BLOCK = 256  # queries that are computed together; keys read are (B + W) / W times those needed, but B = 64 was slower
+
+
+class SlidingWindowAttention(GroupedQueryAttention):
+    """Causal self-attention in which each token sees the last `window` tokens.
+
+    Args:
+        window: keys that a query sees, its own among them; None for all, in the global layers of a mixed model.
+        n_sink: tokens at the beginning of the text that every query sees in spite of the window.
+        n_kv_head: heads of keys and values; as many as n_head if not given.
+        Others: as in `GroupedQueryAttention`.
+
+    Raises:
+        ValueError: the window is not at least 1 or the sinks not at least 0, or the heads do not divide.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_head: int,
+        window: int | None,
+        n_sink: int = 0,
+        n_kv_head: int | None = None,
+        dropout: float = 0.0,
+        bias: bool = True,
+        rotary: Rotary | None = None,
+    ) -> None:
+        super().__init__(d_model, n_head, n_head if n_kv_head is None else n_kv_head, dropout, bias, rotary)
+        check_window(window, n_sink)
+        self.window, self.n_sink = window, n_sink
+
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        """Attends from each token of `x` to itself and those before it, in `x` and in `cache`, within the window.
+
+        Args:
+            x: (batch, tokens, d_model).
+            cache: what `make_cache` gave.
+
+        Returns:
+            (batch, tokens, d_model).
+        """
+        if self.window is None:
+            return super().forward(x, cache)
+        tokens, start = x.shape[1], cache.length if cache is not None else 0
+        q, k, v = self.project(x, start)
+        if cache is None:
+            return self.merge(self.whole_text(q, k, v))
+        k, v, positions = cache.append(k, v)  # the sinks, then the keys at these positions
+        sinks = cache.sink_positions(x.device)
+        if tokens > 1:
+            return self.merge(self.banded(q, k, v, start, positions, sinks, cache.padding))
+        mask = None
+        if self.n_sink or cache.padding is not None:
+            mask = self.mask(torch.tensor([start], device=x.device), positions, sinks, cache.padding)
+        return self.merge(fast_attention(q, k, v, mask, dropout=self.dropout_now))
+
+    def whole_text(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention without a cache, for training: q (batch, n_head, tokens, head_dim), k and v of the same tokens."""
+        assert self.window is not None
+        tokens, n_sink = q.shape[2], min(self.n_sink, q.shape[2])
+        if tokens <= self.window:
+            return fast_attention(q, k, v, causal=True, dropout=self.dropout_now)
+        if q.is_cuda and not self.dropout_now:
+            return flex_banded(q, k, v, self.window, self.n_sink)
+        if n_sink:
+            k, v = (torch.cat([kept[:, :, :n_sink], kept], dim=2) for kept in (k, v))
+        positions = torch.arange(tokens, device=q.device)
+        return self.banded(q, k, v, 0, positions, positions[None, :n_sink])
+
+    def banded(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        start: int,
+        positions: Tensor,
+        sinks: Tensor,
+        padding: Tensor | None = None,
+    ) -> Tensor:
+        """Attention in the band alone, block by block: O(T · W) in time and memory.
+
+        Args:
+            q: (batch, n_head, tokens, head_dim), at the positions from `start` on.
+            k, v: (batch, n_kv_head, n_sink + keys, head_dim): the sinks, then the others.
+            positions: int64 (keys,), of those others: consecutive, and the last ones are the queries' own.
+            sinks: int64 (batch or 1, n_sink), the positions of the sinks.
+            padding: int64 (batch,), columns that are no text.
+
+        Returns:
+            (batch, n_head, tokens, head_dim).
+        """
+        assert self.window is not None
+        n_sink, n_before = sinks.shape[1], len(positions) - q.shape[2]
+        blocks = []
+        for begin in range(0, q.shape[2], _BLOCK):
+            queries = q[:, :, begin : begin + _BLOCK]  # (batch, n_head, block, head_dim)
+            end = n_before + begin + queries.shape[2]
+            low = max(n_before + begin - self.window + 1, 0)
+            near = slice(n_sink + low, n_sink + end)
+            if n_sink:
+                some_k, some_v = (torch.cat([kept[:, :, :n_sink], kept[:, :, near]], dim=2) for kept in (k, v))
+            else:
+                some_k, some_v = k[:, :, near], v[:, :, near]
+            at = torch.arange(start + begin, start + begin + queries.shape[2], device=q.device)
+            mask = self.mask(at, positions[low:end], sinks, padding)
+            blocks.append(fast_attention(queries, some_k, some_v, mask, dropout=self.dropout_now))
+        return torch.cat(blocks, dim=2)
+
+    def mask(self, queries: Tensor, keys: Tensor, sinks: Tensor, padding: Tensor | None) -> Tensor:
+        """bool (batch or 1, 1, n_query, n_sink + n_key), from positions: a sink is seen once it has left the window."""
+        assert self.window is not None
+        near = visible(queries, keys, self.window, padding=padding)  # (batch or 1, 1, n_query, n_key)
+        if not sinks.shape[1]:
+            return near
+        far = sinks[:, None, None, :] <= queries[:, None] - self.window  # (batch or 1, 1, n_query, n_sink)
+        return torch.cat([far.expand(near.shape[0], -1, -1, -1), near], dim=3)
+
+    def reference(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` without a cache, with a whole mask, and the attention weights (batch, n_head, tokens, tokens)."""
+        positions = torch.arange(x.shape[1], device=x.device)
+        mask = visible(positions, positions, self.window, self.n_sink)
+        y, weights = plain_attention(*self.project(x), mask, self.dropout_now)
+        return self.merge(y), weights
+
+    def make_cache(  # type: ignore[override]
+        self, batch_size: int, max_length: int, padding: Tensor | None = None
+    ) -> KVCache | RollingCache:
+        """An empty cache for this layer: of the window and the sinks, or of everything where there is no window."""
+        if self.window is None:
+            return super().make_cache(batch_size, max_length, padding)
+        weight = self.c_attn.weight
+        shape = (batch_size, self.n_kv_head, max_length, self.head_dim, self.window, self.n_sink)
+        return RollingCache(*shape, weight.dtype, weight.device, padding)
+
+    def cost(self, n_keys: int) -> AttentionCost:
+        """What token number `n_keys` of a text costs, which sees the window and the sinks alone."""
+        seen = n_keys if self.window is None else min(n_keys, self.window + self.n_sink)
+        return super().cost(seen)
+
+
+def check_window(window: int | None, n_sink: int) -> None:
+    """Raises ValueError where a window sees nothing or sinks are fewer than none."""
+    if window is not None and window < 1:
+        raise ValueError(f"window={window} must be at least 1, the token itself; leave it out to see everything")
+    if n_sink < 0:
+        raise ValueError(f"n_sink={n_sink} must be at least 0")
+
+
+def flex_banded(q: Tensor, k: Tensor, v: Tensor, window: int, n_sink: int) -> Tensor:
+    """The band by FlexAttention, which compiles a kernel that skips the blocks outside. On a CPU it has no gradient.
+
+    Args:
+        q: (batch, n_head, tokens, head_dim).
+        k, v: (batch, n_kv_head, tokens, head_dim).
+    """
+    mask = _flex_mask(q.shape[2], window, n_sink, q.device)
+    y: Tensor = _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=k.shape[1] < q.shape[1])
+    return y
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention  # slow to import, and only CUDA needs it
+
+    return torch.compile(flex_attention)
+
+
+@lru_cache(maxsize=32)
+def _flex_mask(tokens: int, window: int, n_sink: int, device: torch.device) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & ((key > query - window) | (key < n_sink))
+
+    return create_block_mask(seen, None, None, tokens, tokens, device=str(device))
