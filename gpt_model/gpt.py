@@ -3,7 +3,7 @@
 Ids become vectors; blocks refine them by turns of looking around (attention) and thinking over (a two-layer network);
 the last vectors are compared with every token's embedding to say which comes next:
 
-    x = wte[ids] + wpe[positions]
+    x = wte[ids] + wpe[positions]                     (with rotary positions, wte[ids] alone)
     for each block:   x = x + attention(norm(x));   x = x + mlp(norm(x))
     logits = norm(x) · wteᵀ
 
@@ -12,6 +12,9 @@ undiminished. Normalising before each part rather than after it is GPT-2's chang
 stacks train (Radford et al. 2019, section 2.3). Input and output share the matrix wte (Press and Wolf 2017).
 
 Parameters have the names of Hugging Face's GPT-2, so a trained model *is* one: see `pretrained.py`.
+
+Nothing here depends on which attention sits in the blocks. A variant (`gpt_gqa.py`, `gpt_mla.py`, `gpt_swa.py`) is a
+config with some fields more and a subclass that names another attention.
 """
 
 from __future__ import annotations
@@ -19,13 +22,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_mechanisms import LayerCaches, MultiHeadAttention
+from attention_mechanisms import LayerCaches, MultiHeadAttention, Rotary
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class GPTConfig:
     """The shape of a GPT. The defaults are GPT-2's smallest, 124 million parameters.
 
     Raises:
-        ValueError: a number is not positive, `n_head` does not divide `d_model`, or dropout is not in [0, 1).
+        ValueError: a number is not positive, `n_head` does not divide `d_model`, dropout is not in [0, 1), or rotary
+            positions have an odd number of numbers to turn.
     """
 
     vocab_size: int = 50257
@@ -50,43 +54,73 @@ class GPTConfig:
     """Probability of setting a number to zero in training; against learning a small corpus by heart."""
     layer_norm_epsilon: float = 1e-5
     """Added to the variance in LayerNorm, so that a constant vector does not divide by zero."""
+    d_ff: int | None = None
+    """Width inside the MLP; 4 · d_model if not given. Models of different attention get equal parameters by it."""
+    positions: Literal["learned", "rope"] = "learned"
+    """learned: a vector a position, added to the embedding, as in GPT-2; rope: queries and keys turned by angles."""
+    rope_base: float = 10_000.0
+    """Of rope: the slowest pair of numbers turns once in about 2π times as many tokens; more for longer contexts."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context_length", "n_layer", "n_head", "d_model"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("vocab_size", "context_length", "n_layer", "n_head", "d_model", "d_ff"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if self.d_model % self.n_head:
             raise ValueError(f"d_model={self.d_model} is not divisible by n_head={self.n_head}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        if self.positions not in ("learned", "rope"):
+            raise ValueError(f"positions must be 'learned' or 'rope', got {self.positions!r}")
+        if self.rope_base <= 1:
+            raise ValueError(f"rope_base must be above 1, got {self.rope_base}")
+        self.attention_arguments(0)  # rotary positions that cannot be
 
-    def attention_arguments(self) -> dict[str, Any]:
-        """What the model's `attention_class` is made with; a variant's config adds its own."""
-        return {"d_model": self.d_model, "n_head": self.n_head, "dropout": self.dropout}
+    @property
+    def rotary_dim(self) -> int:
+        """How many numbers of a head rotary positions turn: all of them, if a variant does not say otherwise."""
+        return self.d_model // self.n_head
+
+    def attention_arguments(self, layer: int) -> dict[str, Any]:
+        """What the model's `attention_class` is made with in block `layer`; a variant's config adds its own."""
+        rotary = None
+        if self.positions == "rope":
+            rotary = Rotary(self.rotary_dim, self.context_length, self.rope_base)
+        return {"d_model": self.d_model, "n_head": self.n_head, "dropout": self.dropout, "rotary": rotary}
+
+
+# The four sizes that OpenAI published, and some for a laptop.
+GPT2_124M = GPTConfig()
+GPT2_355M = GPTConfig(n_layer=24, n_head=16, d_model=1024)
+GPT2_774M = GPTConfig(n_layer=36, n_head=20, d_model=1280)
+GPT2_1558M = GPTConfig(n_layer=48, n_head=25, d_model=1600)
+GPT_LAPTOP = GPTConfig(vocab_size=2048, context_length=256, n_layer=4, n_head=6, d_model=192)
+GPT_TOY = GPTConfig(vocab_size=256, context_length=64, n_layer=2, n_head=2, d_model=32)
 
 
 class MLP(nn.Module):
-    """The two-layer network of a block, applied to each token alone: four times wider, GELU, and back."""
+    """The two-layer network of a block, applied to each token alone: (four times) wider, GELU, and back."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.d_model, 4 * config.d_model)
-        self.c_proj = nn.Linear(4 * config.d_model, config.d_model)
+        d_ff = config.d_ff or 4 * config.d_model
+        self.c_fc = nn.Linear(config.d_model, d_ff)
+        self.c_proj = nn.Linear(d_ff, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, d_model) to the same."""
-        x = F.gelu(self.c_fc(x), approximate="tanh")  # (batch, tokens, 4 * d_model)
+        x = F.gelu(self.c_fc(x), approximate="tanh")  # (batch, tokens, d_ff)
         return self.dropout(self.c_proj(x))  # (batch, tokens, d_model)
 
 
 class Block(nn.Module):
     """Attention, then the MLP, each reading a normalised copy of the residual stream and adding to it."""
 
-    def __init__(self, config: GPTConfig, attention_class: type[Any]) -> None:
+    def __init__(self, config: GPTConfig, attention_class: type[Any], layer: int) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
-        self.attn = attention_class(**config.attention_arguments())
+        self.attn = attention_class(**config.attention_arguments(layer))
         self.ln_2 = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
@@ -102,9 +136,9 @@ class Transformer(nn.Module):
     def __init__(self, config: GPTConfig, attention_class: type[Any]) -> None:
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.d_model)
-        self.wpe = nn.Embedding(config.context_length, config.d_model)
+        self.wpe = nn.Embedding(config.context_length, config.d_model) if config.positions == "learned" else None
         self.drop = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList([Block(config, attention_class) for _ in range(config.n_layer)])
+        self.h = nn.ModuleList([Block(config, attention_class, layer) for layer in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
 
     @property
@@ -113,8 +147,11 @@ class Transformer(nn.Module):
         return cast(list[Block], list(self.h))
 
     def forward(self, ids: Tensor, positions: Tensor, cache: LayerCaches | None = None) -> Tensor:
-        """ids (batch, tokens) and their positions (tokens,) to (batch, tokens, d_model)."""
-        x = self.drop(self.wte(ids) + self.wpe(positions))  # (batch, tokens, d_model)
+        """ids (batch, tokens) and their positions (tokens,) or (batch, tokens) to (batch, tokens, d_model)."""
+        x = self.wte(ids)  # (batch, tokens, d_model)
+        if self.wpe is not None:
+            x = x + self.wpe(positions)
+        x = self.drop(x)
         for i, block in enumerate(self.h):
             x = block(x, cache.layers[i] if cache is not None else None)
         normalised: Tensor = self.ln_f(x)
@@ -172,13 +209,23 @@ class GPT(nn.Module):
         end = start + ids.shape[1]
         if end > self.config.context_length:
             raise ValueError(f"{end} tokens are more than the model's context of {self.config.context_length}")
-        hidden: Tensor = self.transformer(ids, torch.arange(start, end, device=ids.device), cache)
+        positions = torch.arange(start, end, device=ids.device)  # (tokens,)
+        if cache is not None and cache.padding is not None:
+            positions = (positions - cache.padding[:, None]).clamp(
+                min=0
+            )  # (batch, tokens): counted from each beginning
+        hidden: Tensor = self.transformer(ids, positions, cache)
         return hidden
 
-    def make_cache(self, batch_size: int, max_length: int | None = None) -> LayerCaches:
-        """An empty cache for `batch_size` sequences of up to `max_length` tokens (the whole context if not given)."""
+    def make_cache(self, batch_size: int, max_length: int | None = None, padding: Tensor | None = None) -> LayerCaches:
+        """An empty cache for `batch_size` texts of up to `max_length` tokens (the whole context if not given).
+
+        Args:
+            padding: int64 (batch,), for texts of different lengths: see `attention_mechanisms.pad_left`.
+        """
         length = self.config.context_length if max_length is None else max_length
-        return LayerCaches([block.attn.make_cache(batch_size, length) for block in self.transformer.blocks])
+        layers = [block.attn.make_cache(batch_size, length, padding) for block in self.transformer.blocks]
+        return LayerCaches(layers, padding)
 
     @property
     def device(self) -> torch.device:

@@ -1,20 +1,24 @@
 """Model folders: a trained GPT on disk, which is a Hugging Face GPT-2 folder as well.
 
-    config.json             the shape, under Hugging Face's names
-    model.safetensors       the weights, under Hugging Face's names
+    config.json             the shape; for a GPT-2, under Hugging Face's names
+    model.safetensors       the weights, under the names of Hugging Face's GPT-2 as far as that has them
     tokenizer.json          the tokenizer (tokenizer_config.json tells `transformers` how to open it)
     scratchbook.json        how it was made: command, data, versions, metrics
 
 Two traps stand between our tensors and theirs. Their GPT-2 keeps its four matrices of a block as (in, out), the
 transpose of what `nn.Linear` keeps; and the output matrix is not stored, since it is the embedding.
+
+What GPT-2 is not (rotary positions, another attention) has a `model_type` of its own and is kept as it is here, so that
+no other program opens it as something that it is not.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +26,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gpt_model.gpt import GPT, GPTConfig
+from gpt_model.gpt_gqa import GPTWithGQA
+from gpt_model.gpt_mla import GPTWithMLA
+from gpt_model.gpt_swa import GPTWithSWA
 from utils.files import latest_whole_folder, read_json, replace_folder, write_json
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 from working_with_text_data.bytepair_enc.bpe import END_OF_TEXT
@@ -38,6 +45,14 @@ _HUGGING_FACE_NAMES = {
     "d_model": "n_embd",
     "dropout": "resid_pdrop",
     "layer_norm_epsilon": "layer_norm_epsilon",
+    "d_ff": "n_inner",
+}
+_CLASSES: dict[str, type[GPT]] = {
+    "gpt2": GPT,
+    "scratchbook_gpt": GPT,
+    "scratchbook_gpt_gqa": GPTWithGQA,
+    "scratchbook_gpt_mla": GPTWithMLA,
+    "scratchbook_gpt_swa": GPTWithSWA,
 }
 
 
@@ -52,13 +67,15 @@ _GPT2 = {
 
 
 def to_huggingface(model: GPT) -> dict[str, Tensor]:
-    """The model's weights under Hugging Face's names and in its layout."""
+    """The model's weights under Hugging Face's names and in its layout; a variant's in that of `nn.Linear`."""
     weights = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    if model_type(model) != "gpt2":
+        return {name: tensor.contiguous() for name, tensor in weights.items()}
     return {name: (w.T if name.endswith(_TRANSPOSED) else w).contiguous() for name, w in weights.items()}
 
 
 def from_huggingface(model: GPT, weights: dict[str, Tensor]) -> None:
-    """Puts weights in Hugging Face's layout into `model`.
+    """Puts weights in the layout of `to_huggingface` into `model`.
 
     Raises:
         ValueError: names or shapes differ; the message lists the first ones.
@@ -68,7 +85,8 @@ def from_huggingface(model: GPT, weights: dict[str, Tensor]) -> None:
     if head is not None and not torch.equal(head, weights.get("transformer.wte.weight", head[:0])):
         raise ValueError("the output matrix lm_head.weight is not the embedding: this is not a GPT-2 with tied weights")
     ignored = (".attn.bias", ".attn.masked_bias")  # masks that old versions saved
-    ours = {name: w.T if name.endswith(_TRANSPOSED) else w for name, w in weights.items() if not name.endswith(ignored)}
+    transposed = _TRANSPOSED if model_type(model) == "gpt2" else ()
+    ours = {name: w.T if name.endswith(transposed) else w for name, w in weights.items() if not name.endswith(ignored)}
     expected = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     wrong = [f"{name} is missing" for name in expected.keys() - ours.keys()]
     wrong += [f"{name} is not part of this model" for name in ours.keys() - expected.keys()]
@@ -85,6 +103,29 @@ def from_huggingface(model: GPT, weights: dict[str, Tensor]) -> None:
             tensor.copy_(ours[name])
 
 
+def model_type(model: GPT) -> str:
+    """What `config.json` calls the model: gpt2 where it is one, and otherwise a name of this project's."""
+    if type(model) is GPT and model.config.positions == "learned":
+        return "gpt2"
+    return next(name for name, kind in reversed(_CLASSES.items()) if kind is type(model))
+
+
+def _config_to_json(model: GPT) -> dict[str, Any]:
+    """The contents of `config.json` that tell the shape."""
+    kind = model_type(model)
+    if kind != "gpt2":
+        return {"architectures": [type(model).__name__], "model_type": kind, **asdict(model.config)}
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": kind,
+        "activation_function": "gelu_new",
+        **{theirs: getattr(model.config, ours) for ours, theirs in _HUGGING_FACE_NAMES.items()},
+        "attn_pdrop": model.config.dropout,
+        "embd_pdrop": model.config.dropout,
+        "tie_word_embeddings": True,
+    }
+
+
 def save_model(
     model: GPT,
     folder: Path | str,
@@ -97,16 +138,7 @@ def save_model(
         ValueError: `folder` holds something that is not a model folder.
         OSError: cannot be written, disk full; an older model stays as it was.
     """
-    config = {ours: getattr(model.config, ours) for ours in _HUGGING_FACE_NAMES}
-    content: dict[str, Any] = {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "activation_function": "gelu_new",
-        **{_HUGGING_FACE_NAMES[ours]: value for ours, value in config.items()},
-        "attn_pdrop": model.config.dropout,
-        "embd_pdrop": model.config.dropout,
-        "tie_word_embeddings": True,
-    }
+    content = _config_to_json(model)
     if tokenizer is not None and END_OF_TEXT in tokenizer.special_tokens:
         content |= {"bos_token_id": tokenizer.eot_token, "eos_token_id": tokenizer.eot_token}
     with replace_folder(folder, CONFIG, _OWNED) as staging:
@@ -129,15 +161,26 @@ def save_model(
 
 def _config_from(content: dict[str, Any], path: Path) -> GPTConfig:
     """The shape in a `config.json`; ValueError if a value is of the wrong type or range."""
-    shape = {ours: content[theirs] for ours, theirs in _HUGGING_FACE_NAMES.items() if theirs in content}
-    for name, value in shape.items():
-        wanted: type | tuple[type, ...] = type(getattr(GPTConfig, name))
-        if not isinstance(value, (int, float) if wanted is float else wanted) or isinstance(value, bool):
-            raise ValueError(f"{path}: {_HUGGING_FACE_NAMES[name]} is {value!r}, of the wrong type")
+    kind = content["model_type"]
+    config_class = _CLASSES[kind].config_class
+    hints = get_type_hints(config_class)
+    names = {ours: _HUGGING_FACE_NAMES.get(ours) if kind == "gpt2" else ours for ours in hints}
+    shape = {ours: content[theirs] for ours, theirs in names.items() if theirs in content}
+    for ours, value in shape.items():
+        if not _fits(value, hints[ours]):
+            raise ValueError(f"{path}: {names[ours]} is {value!r}, of the wrong type")
     try:
-        return GPTConfig(**shape)
+        return config_class(**shape)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON is of the type that a field of a config has."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    kinds = get_args(hint) or (hint,)
+    return type(value) in kinds or (float in kinds and type(value) is int)
 
 
 def _save_weights(weights: dict[str, Tensor], path: Path) -> None:
@@ -164,10 +207,10 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> GPT:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is not a model folder: it has no {name}")
     content = read_json(folder / CONFIG)
-    if not isinstance(content, dict) or content.get("model_type") != "gpt2":
-        kind = content.get("model_type") if isinstance(content, dict) else None
-        raise ValueError(f"{folder / CONFIG} describes a {kind!r} model; only 'gpt2' can be opened")
-    for name, value in _GPT2.items():
+    kind = content.get("model_type") if isinstance(content, dict) else None
+    if kind not in _CLASSES:
+        raise ValueError(f"{folder / CONFIG} describes a {kind!r} model; only {', '.join(_CLASSES)} can be opened")
+    for name, value in _GPT2.items() if kind == "gpt2" else ():
         if content.get(name, value) != value:
             raise ValueError(
                 f"{folder / CONFIG}: {name} is {content[name]!r}; only GPT-2's own {value!r} can be opened"
@@ -177,7 +220,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> GPT:
         weights = load_file(folder / WEIGHTS, device="cpu")
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} is damaged or not safetensors ({error})") from None
-    model = GPT(config)
+    model = _CLASSES[kind](config)
     from_huggingface(model, weights)
     return model.to(device).eval()
 

@@ -1,0 +1,257 @@
+"""The variants on the shared body: caches, folders, conversion."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attention_mechanisms import pad_left
+from gpt_model import (
+    GPT,
+    GPTConfig,
+    GPTWithGQA,
+    GPTWithGQAConfig,
+    GPTWithMLA,
+    GPTWithMLAConfig,
+    GPTWithSWA,
+    GPTWithSWAConfig,
+    Sampling,
+    generate,
+    load_model,
+)
+from gpt_model.convert import rank_for_energy, to_grouped_query, to_latent, to_sliding_window
+from gpt_model.gpt import GPT2_124M, GPT2_355M, GPT2_774M, GPT2_1558M
+from gpt_model.pretrained import model_type
+from gpt_model.show_variant import cache_bytes
+
+SHAPE: dict[str, Any] = {"vocab_size": 61, "context_length": 24, "n_layer": 2, "n_head": 4, "d_model": 32}
+MAKERS = {
+    "learned": lambda: GPT(GPTConfig(**SHAPE)),
+    "rope": lambda: GPT(GPTConfig(**SHAPE, positions="rope", d_ff=48)),
+    "gqa": lambda: GPTWithGQA(GPTWithGQAConfig(**SHAPE, n_kv_head=2)),
+    "gqa, learned": lambda: GPTWithGQA(GPTWithGQAConfig(**SHAPE, n_kv_head=1, positions="learned")),
+    "mla": lambda: GPTWithMLA(GPTWithMLAConfig(**SHAPE, d_latent=12, d_rope=4, d_query_latent=20)),
+    "mla, learned": lambda: GPTWithMLA(GPTWithMLAConfig(**SHAPE, d_latent=12, positions="learned")),
+    "swa": lambda: GPTWithSWA(GPTWithSWAConfig(**SHAPE, window=5, n_sink=2, global_every=2)),
+    "swa, learned": lambda: GPTWithSWA(GPTWithSWAConfig(**SHAPE, window=3, n_kv_head=2, positions="learned")),
+}
+every_variant = pytest.mark.parametrize("name", MAKERS)
+
+
+def lively(name, seed=0):
+    """A model of which no part is at its initial zeros and ones, which would hide a mistake in it."""
+    torch.manual_seed(seed)
+    model = MAKERS[name]()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@every_variant
+@settings(max_examples=10, deadline=None)
+@given(chunks=st.lists(st.integers(1, 9), min_size=1, max_size=6).filter(lambda chunks: sum(chunks) <= 24))
+def test_any_chunking_through_the_cache_equals_one_pass(name, chunks):
+    model = lively(name)
+    ids = torch.randint(0, 61, (2, sum(chunks)))
+    cache = model.make_cache(2)
+    parts = [model(part, cache) for part in ids.split(chunks, dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(ids), atol=1e-5, rtol=1e-5)
+
+
+@every_variant
+@settings(max_examples=10, deadline=None)
+@given(lengths=st.lists(st.integers(1, 15), min_size=1, max_size=4), more=st.integers(1, 9), cut=st.integers(1, 15))
+def test_rows_of_different_lengths_equal_each_row_alone(name, lengths, more, cut):
+    model = lively(name)
+    rows = [torch.randint(0, 61, (n + more,)).tolist() for n in lengths]
+    ids, padding = pad_left([row[:n] for row, n in zip(rows, lengths, strict=True)])
+    cache = model.make_cache(len(rows), padding=padding)
+    logits = [model(part, cache) for part in ids.split(cut, dim=1)]
+    logits += [
+        model(torch.tensor([[row[n + i]] for row, n in zip(rows, lengths, strict=True)]), cache) for i in range(more)
+    ]
+    together = torch.cat(logits, dim=1)
+    for i, (row, n_pad) in enumerate(zip(rows, padding.tolist(), strict=True)):
+        torch.testing.assert_close(together[i, n_pad:], model(torch.tensor([row]))[0], atol=1e-5, rtol=1e-5)
+
+
+@every_variant
+def test_a_model_folder_gives_back_the_same_model(name, tmp_path):
+    model = lively(name)
+    model.save_pretrained(tmp_path / "model")
+    again = load_model(tmp_path / "model")
+    assert (type(again), again.config) == (type(model), model.config)
+    ids = torch.randint(0, 61, (1, 24))
+    assert torch.equal(again(ids), model(ids))
+    assert type(model).from_pretrained(tmp_path / "model").config == model.config
+
+
+def test_only_gpt_2_calls_itself_gpt2():
+    assert {name: model_type(lively(name)) for name in MAKERS if "," not in name} == {
+        "learned": "gpt2",
+        "rope": "scratchbook_gpt",
+        "gqa": "scratchbook_gpt_gqa",
+        "mla": "scratchbook_gpt_mla",
+        "swa": "scratchbook_gpt_swa",
+    }
+
+
+def test_another_width_of_the_mlp_opens_in_transformers(tmp_path):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**SHAPE, d_ff=50)).eval()
+    model.save_pretrained(tmp_path / "model")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    ids = torch.randint(0, 61, (1, 24))
+    torch.testing.assert_close(model(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("n_kv_head", "2"), ("positions", "alibi"), ("n_kv_head", 3), ("d_ff", 1.5)]
+)
+def test_a_damaged_config_is_refused_with_its_path(key, value, tmp_path):
+
+    lively("gqa").save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=r"config\.json: "):
+        load_model(tmp_path / "model")
+
+
+@every_variant
+def test_the_cache_holds_what_the_formula_says(name):
+    model = lively(name)
+    assert model.make_cache(1, 20).nbytes == cache_bytes(model, 20, bytes_per_number=4)
+
+
+@every_variant
+def test_half_precision_stays_half_precision(name):
+    model = lively(name).bfloat16()
+    cache = model.make_cache(1)
+    ids = torch.randint(0, 61, (1, 9))
+    logits = torch.cat([model(ids[:, :6], cache), model(ids[:, 6:7], cache), model(ids[:, 7:], cache)], dim=1)
+    assert logits.dtype == torch.bfloat16
+    assert {buffer.dtype for layer in cache.layers for buffer in layer.buffers} == {torch.bfloat16}
+    torch.testing.assert_close(logits.float(), lively(name)(ids), atol=0.15, rtol=0.1)
+
+
+@every_variant
+def test_every_variant_learns_after_it_has_written(name):
+    model = lively(name)
+    assert len(list(generate(model, [1, 2, 3], 30, Sampling(seed=0)))) == 30  # beyond the context, too
+    ids = torch.randint(0, 61, (2, 25))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(30):
+        logits = model(ids[:, :-1])
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_published_sizes_are_what_their_names_say():
+    with torch.device("meta"):
+        counts = [GPT(config).n_parameters for config in (GPT2_124M, GPT2_355M, GPT2_774M, GPT2_1558M)]
+    assert counts == [124_439_808, 354_823_168, 774_030_080, 1_557_611_200]
+
+
+def test_rotary_positions_see_distances_only():
+    model = lively("rope")
+    ids = torch.randint(0, 61, (1, 10))
+    later = torch.cat([torch.zeros(1, 7, dtype=torch.long), ids], dim=1)
+    cache = model.make_cache(1, padding=torch.tensor([7]))
+    torch.testing.assert_close(model(later, cache)[:, 7:], model(ids), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["learned", "rope"])
+def test_conversion_that_loses_nothing_changes_nothing(name):
+    model = lively(name).double()
+    ids = torch.randint(0, 61, (2, 24))
+    expected = model(ids)
+    variants = [to_grouped_query(model, 4), to_sliding_window(model, 24), to_sliding_window(model, 1, global_every=1)]
+    if name == "learned":
+        variants.append(to_latent(model, 32))
+    for variant in variants:
+        torch.testing.assert_close(variant(ids), expected, atol=1e-9, rtol=1e-9)
+        cache = variant.make_cache(2)
+        cached = torch.cat([variant(part, cache) for part in ids.split([9, 1, 14], dim=1)], dim=1)
+        torch.testing.assert_close(cached, expected, atol=1e-5 if name == "rope" else 1e-9, rtol=1e-5)
+
+
+def test_keys_of_a_group_become_their_mean():
+    model = lively("learned")
+    _, k, _ = model.transformer.blocks[1].attn.c_attn.weight.view(3, 4, 8, 32)  # (heads, head_dim, d_model)
+    pooled = to_grouped_query(model, 2).transformer.blocks[1].attn.c_attn.weight[32:48].view(2, 8, 32)
+    torch.testing.assert_close(pooled[1], (k[2] + k[3]) / 2)
+
+
+def test_a_latent_of_too_little_rank_is_the_best_of_its_rank():
+    model = lively("learned")
+    attention = to_latent(model, 10).transformer.blocks[0].attn
+    _, k, v = model.transformer.blocks[0].attn.c_attn.weight.chunk(3)
+    ours = torch.cat([attention.k_up.weight, attention.v_up.weight]) @ attention.kv_down.weight
+    lost = torch.linalg.svdvals(torch.cat([k, v]))[10:]
+    torch.testing.assert_close((torch.cat([k, v]) - ours).norm(), lost.norm(), atol=1e-5, rtol=1e-5)
+
+
+def test_the_rank_follows_the_energy_that_is_to_be_kept():
+    model = lively("learned")
+    ranks = [rank_for_energy(model, energy) for energy in (0.01, 0.5, 0.9, 1.0)]
+    assert ranks == sorted(ranks)
+    assert ranks[-1] == 32
+    for block in model.transformer.blocks:
+        squares = torch.linalg.svdvals(block.attn.c_attn.weight[32:]).square()
+        assert squares[: ranks[2]].sum() >= 0.9 * squares.sum()
+    assert any(
+        torch.linalg.svdvals(block.attn.c_attn.weight[32:]).square()[: ranks[2] - 1].sum()
+        < 0.9 * torch.linalg.svdvals(block.attn.c_attn.weight[32:]).square().sum()
+        for block in model.transformer.blocks
+    )
+
+
+def test_what_cannot_be_converted_says_why():
+    with pytest.raises(ValueError, match="rotary positions cannot become latent"):
+        to_latent(lively("rope"), 8)
+    with pytest.raises(ValueError, match="only a multi-head GPT can be converted, not a GPTWithSWA"):
+        to_grouped_query(lively("swa"), 2)
+    with pytest.raises(ValueError, match=r"take one of \[1, 2, 4\]"):
+        to_grouped_query(lively("learned"), 3)
+    with pytest.raises(ValueError, match="energy must be"):
+        rank_for_energy(lively("learned"), 0)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "change", "message"),
+    [
+        (GPTConfig, {"positions": "alibi"}, "positions must be"),
+        (GPTConfig, {"positions": "rope", "n_head": 32}, "rotary positions turn pairs"),
+        (GPTConfig, {"d_ff": 0}, "d_ff must be at least 1"),
+        (GPTWithGQAConfig, {"n_kv_head": 3}, r"n_kv_head=3 does not divide n_head=4: take one of \[1, 2, 4\]"),
+        (GPTWithMLAConfig, {"d_latent": 33}, "d_latent=33 must be from 1 to d_model=32"),
+        (GPTWithMLAConfig, {"d_latent": 8, "d_query_latent": 0}, "d_query_latent=0 must be from 1"),
+        (GPTWithMLAConfig, {"d_latent": 8, "d_rope": 3}, "rotary positions turn pairs"),
+        (GPTWithSWAConfig, {"window": 0}, "window=0 must be at least 1"),
+        (GPTWithSWAConfig, {"n_sink": -1}, "n_sink=-1 must be at least 0"),
+        (GPTWithSWAConfig, {"global_every": -1}, "global_every must be at least 0"),
+    ],
+)
+def test_bad_configs_fail_at_construction(config_class, change, message):
+    with pytest.raises(ValueError, match=message):
+        config_class(**SHAPE | change)
+
+
+def test_positions_beyond_the_context_are_refused():
+    for name in ("learned", "rope"):
+        model = lively(name)
+        with pytest.raises(ValueError, match="25 tokens are more than the model's context of 24"):
+            model(torch.zeros(1, 25, dtype=torch.long))
