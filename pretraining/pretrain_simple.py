@@ -17,12 +17,24 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from gpt_model import GPT, GPTConfig
+from gpt_model import (
+    GPT,
+    GPTConfig,
+    GPTWithGQA,
+    GPTWithGQAConfig,
+    GPTWithMLA,
+    GPTWithMLAConfig,
+    GPTWithSWA,
+    GPTWithSWAConfig,
+    load_model,
+    load_tokenizer,
+)
 from gpt_model.evaluate import next_token_loss
 from pretraining.optimizers import OptimizerName, make_optimizers
 from pretraining.run_folder import RunFolder
@@ -45,6 +57,22 @@ class PretrainSimple:
     """The folder for everything that the run writes."""
     overwrite: bool = False
     """Replace an older run in that folder."""
+    from_model: Path | None = None
+    """Begin from the weights in this model folder, such as convert.py writes; its shape counts, not the flags."""
+    attention: Literal["multi-head", "grouped-query", "latent", "sliding-window"] = "multi-head"
+    """What the blocks gather with."""
+    positions: Literal["learned", "rope"] = "learned"
+    """A vector a position, or queries and keys turned by angles."""
+    n_kv_head: int = 1
+    """Of grouped-query: heads of keys and values; divides n_head."""
+    d_latent: int = 64
+    """Of latent: numbers in the vector that keys and values are made from."""
+    d_rope: int = 16
+    """Of latent with rope: numbers in the rotary key."""
+    window: int = 32
+    """Of sliding-window: tokens that a token sees, itself among them."""
+    d_ff: int | None = None
+    """Width inside the MLPs; 4 times d_model if not given."""
     n_layer: int = 4
     """Blocks, one above the other."""
     n_head: int = 3
@@ -94,6 +122,37 @@ class PretrainSimple:
             raise UserError(f"--max-minutes must be at least 0 (0 for no limit), got {self.max_minutes}")
 
 
+def make_model(options: PretrainSimple, shards: TokenShards) -> GPT:
+    """A new model of the shape that the flags tell, or the one to begin from."""
+    if options.from_model is not None:
+        model = load_model(options.from_model)
+        if load_tokenizer(options.from_model).ranks != shards.tokenizer.ranks:
+            raise UserError(f"{options.from_model} has another tokenizer than the tokens in {options.data}")
+        if model.config.context_length < options.context_length:
+            raise UserError(
+                f"{options.from_model} sees {model.config.context_length} tokens at once: "
+                f"pass --context-length {model.config.context_length}"
+            )
+        return model.train()
+    shape: dict[str, Any] = {
+        "vocab_size": shards.tokenizer.n_vocab,
+        "context_length": options.context_length,
+        "n_layer": options.n_layer,
+        "n_head": options.n_head,
+        "d_model": options.d_model,
+        "d_ff": options.d_ff,
+        "dropout": options.dropout,
+        "positions": options.positions,
+    }
+    if options.attention == "grouped-query":
+        return GPTWithGQA(GPTWithGQAConfig(**shape, n_kv_head=options.n_kv_head))
+    if options.attention == "latent":
+        return GPTWithMLA(GPTWithMLAConfig(**shape, d_latent=options.d_latent, d_rope=options.d_rope))
+    if options.attention == "sliding-window":
+        return GPTWithSWA(GPTWithSWAConfig(**shape, window=options.window))
+    return GPT(GPTConfig(**shape))
+
+
 def main(options: PretrainSimple) -> None:
     seed_everything(options.seed)
     device = pick_device(options.device)
@@ -104,15 +163,7 @@ def main(options: PretrainSimple) -> None:
     batches = Batches(
         shards.arrays["train"], options.context_length, options.batch_size, options.seed, str(options.data)
     )
-    config = GPTConfig(
-        vocab_size=shards.tokenizer.n_vocab,
-        context_length=options.context_length,
-        n_layer=options.n_layer,
-        n_head=options.n_head,
-        d_model=options.d_model,
-        dropout=options.dropout,
-    )
-    model = GPT(config).to(device)
+    model = make_model(options, shards).to(device)
     optimizers = make_optimizers(
         model, options.optimizer, options.learning_rate, options.other_learning_rate, options.weight_decay
     )
