@@ -13,8 +13,8 @@ With as many heads, with full rank, with a window as long as the text, nothing i
 Below that the model is hurt, and further training for some hundred steps heals it: `pretrain_simple.py --from-model`.
 
 Two biases vanish on the way to latents, exactly. That of the keys adds the same number, q · b_k, to all scores of a
-query, which a softmax does not see. That of the values adds b_v to every weighted mean, so it moves through W_o into the
-bias of the output.
+query, which a softmax does not see. That of the values adds b_v to every weighted mean, so it moves through W_o into
+the bias of the output.
 """
 
 from __future__ import annotations
