@@ -1,0 +1,52 @@
+"""The comparison of attentions, on a corpus of some lines."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pretraining.compare_attention import CompareAttention, main
+from pretraining.prepare_data import PrepareData
+from pretraining.prepare_data import main as prepare
+from pretraining.pretrain_simple import PretrainSimple
+from pretraining.pretrain_simple import main as pretrain
+from working_with_text_data.bytepair_enc import BytePairTokenizer
+
+
+def test_every_variant_is_equally_large_and_the_table_is_made_of_the_figures(tmp_path, capsys):
+    text = tmp_path / "text"
+    text.mkdir()
+    for i in range(8):
+        lines = [f"line {n} of document {i}: attention gathers what it needs." for n in range(30)]
+        (text / f"{i}.txt").write_text("\n".join(lines))
+    BytePairTokenizer.train([p.read_text() for p in text.iterdir()], 300).save(tmp_path / "tokenizer.json")
+    prepare(PrepareData(corpus=str(text), tokenizer=tmp_path / "tokenizer.json", out=tmp_path / "tokens"))
+    shape: dict[str, Any] = {"n_layer": 2, "n_head": 4, "d_model": 64, "context_length": 16, "batch_size": 2}
+    base: dict[str, Any] = {**shape, "steps": 2, "max_minutes": 0, "evaluations": 1, "device": "cpu"}
+    pretrain(PretrainSimple(data=tmp_path / "tokens", run=tmp_path / "base", **base))
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- quality:begin -->\n<!-- quality:end -->\n")
+    options: dict[str, Any] = {"out": tmp_path / "quality.json", "readme": readme}
+    main(
+        CompareAttention(
+            data=tmp_path / "tokens",
+            base=tmp_path / "base" / "model",
+            runs=tmp_path / "runs",
+            steps=2,
+            healing_steps=1,
+            window=4,
+            device="cpu",
+            **options,
+            **shape,
+        )
+    )
+    results = json.loads((tmp_path / "quality.json").read_text())
+    sizes = [r["parameters"] for r in results["from_nothing"]]
+    assert len(sizes) == 5
+    assert max(sizes) - min(sizes) <= 2 * (2 * 64 + 1)  # a column of the MLPs
+    assert len(results["converted"]) == 3
+    once = readme.read_text()
+    assert all(f"{r['validation_loss']:.3f}" in once for r in results["from_nothing"] + results["converted"])
+    readme.write_text("<!-- quality:begin -->\n<!-- quality:end -->\n")
+    main(CompareAttention(report_only=True, **options))
+    assert readme.read_text() == once
