@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
+from attention_mechanisms.masks import causal_mask
+
 
 def plain_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0, scale: float | None = None
@@ -43,7 +45,7 @@ def plain_attention(
     scores = scores.view(batch, n_head, tokens, keys)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
     dropped = F.dropout(weights, dropout)
     y = dropped.view(batch, n_kv_head, -1, keys) @ v  # (batch, n_kv_head, group · tokens, d_value)
     return y.view(batch, n_head, tokens, v.shape[3]), weights
@@ -68,16 +70,18 @@ def fast_attention(
         (batch, n_head, tokens, d_value).
     """
     batch, n_head, tokens, d = q.shape
-    n_kv_head, keys = k.shape[1], k.shape[2]
-    k, v = k.to(q.dtype), v.to(q.dtype)  # a no-op but under autocast, where q is in half precision and the cache is not
+    n_kv_head, keys, d_value = k.shape[1], k.shape[2], v.shape[3]
+    k, v = k.to(q.dtype), v.to(q.dtype)  # a no-op but under autocast, where q is in half precision, the cache is not
+    if d_value < d:  # fused kernels want values as wide as keys; for others torch writes all scores down
+        v = F.pad(v, (0, d - d_value))
     if tokens == 1:  # it sees every key: no mask is needed, and its group can be folded
         q = q.reshape(batch, n_kv_head, n_head // n_kv_head, d)  # (batch, n_kv_head, group, d)
-        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)  # (batch, n_kv_head, group, d_value)
-        return y.reshape(batch, n_head, 1, v.shape[3])
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)  # (batch, n_kv_head, group, d)
+        return y.reshape(batch, n_head, 1, -1)[..., :d_value]
     # is_causal aligns queries and keys at the top left, which is right for square scores only. Behind a cache they
-    # belong at the bottom right, which this mask says without being written out where a kernel knows it (CUDA).
+    # belong at the bottom right. CUDA's kernels know that alignment by its name; elsewhere the mask is written out.
     if causal and tokens < keys:
-        mask = causal_lower_right(tokens, keys)
-    return F.scaled_dot_product_attention(
-        q, k, v, mask, dropout, is_causal=causal and tokens == keys, scale=scale, enable_gqa=n_kv_head < n_head
-    )
+        mask = causal_lower_right(tokens, keys) if q.is_cuda else causal_mask(tokens, keys, q.device)
+    grouped, square = n_kv_head < n_head, causal and tokens == keys
+    y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=square, scale=scale, enable_gqa=grouped)
+    return y[..., :d_value]

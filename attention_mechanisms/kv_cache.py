@@ -225,6 +225,7 @@ class RollingCache(Cache):
         shape = (batch_size, n_kv_head, n_sink + self.window, head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.longest = 0  # the length up to which slots were written, whatever was truncated since
         super().__init__(max_length, padding, self.keys, self.values)
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -265,7 +266,7 @@ class RollingCache(Cache):
                 ]
             positions = torch.arange(start - len(before), end, device=keys.device)
             result = together[0], together[1], positions
-        self.length = end
+        self.length, self.longest = end, max(self.longest, end)
         return result
 
     def _write(self, keys: Tensor, values: Tensor, start: int) -> None:
@@ -290,11 +291,25 @@ class RollingCache(Cache):
     def check_truncate(self, length: int) -> None:
         """Raises ValueError too where the tokens before `length` have left the window."""
         super().check_truncate(length)
-        if length and length < self.length - 1 and self.length > self.window:
+        if length and length < self.longest - 1 and self.longest > self.window:
             raise ValueError(
-                f"cannot truncate to {length} tokens: of {self.length}, this cache keeps the last {self.window}; "
+                f"cannot truncate to {length} tokens: of {self.longest}, this cache keeps the last {self.window}; "
                 "reset it and read the text again"
             )
+
+    def truncate(self, length: int) -> None:
+        """Forgets all but the first `length` tokens, where the window still holds what comes before them.
+
+        Raises:
+            ValueError: there are fewer, or the window has moved on.
+        """
+        super().truncate(length)
+        if not length:
+            self.longest = 0
+
+    def reset(self) -> None:
+        """Forgets everything; the buffers stay."""
+        self.truncate(0)
 
 
 class LayerCaches:

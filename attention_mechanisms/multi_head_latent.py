@@ -24,7 +24,7 @@ With D = n_head · head_dim, R = n_head · d_rope, L = d_latent, and the query n
 
     parameters          d_model · (D + R) + d_model · (L + d_rope) + 2 · L · D + D · d_model      (+ norm, bias)
     cache per token     L + d_rope numbers a layer
-    FLOPs per token     2 · parameters + 2 · n_head · T · (2 L + d_rope)                  absorbed, T keys
+    FLOPs per token     2 · parameters + 4 · n_head · T · (L + d_rope)                    absorbed, T keys
 
 W_uk is never applied to a token while decoding, but its transpose is, to the query: so each matrix still counts once.
 """
@@ -196,7 +196,7 @@ class MultiHeadLatentAttention(nn.Module):
         biases = d_model + d_query if self.c_proj.bias is not None else 0
         return AttentionCost(
             parameters=matrices + norms + biases,
-            flops_per_token=2 * matrices + 2 * self.n_head * n_keys * (width + self.d_latent),
+            flops_per_token=2 * matrices + 4 * self.n_head * n_keys * width,
             cache_numbers=width * n_keys,
         )
 

@@ -61,7 +61,8 @@ class Rotary:
         if end > self.max_length:
             raise ValueError(f"{end} tokens are more than the model's context of {self.max_length}")
         cos, sin = rotation_table(self.dim, self.max_length, self.base, x.device)[:, start:end]  # (tokens, dim / 2)
-        a, b = x.float().chunk(2, dim=-1)  # each (…, tokens, dim / 2)
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        a, b = exact.chunk(2, dim=-1)  # each (…, tokens, dim / 2)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 

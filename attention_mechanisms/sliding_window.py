@@ -12,8 +12,8 @@ it. Here they keep their true positions; StreamingLLM counts positions inside th
 positions only beyond the trained context, where this model does not go.
 
     parameters          as grouped-query attention
-    FLOPs per token     projections + 4 · d_model · min(T, W + n_sink)
-    cache               2 · d_kv · min(T, W + n_sink) numbers a layer, in all
+    FLOPs per token     projections + 4 · d_model · (min(T, W) + n_sink)
+    cache               2 · d_kv · (min(T, W) + n_sink) numbers a layer, in all
 
 The band is computed in blocks: B queries next to one another need the B + W - 1 keys up to theirs, a slice. No mask
 larger than B × (B + W) exists.
@@ -170,7 +170,7 @@ class SlidingWindowAttention(GroupedQueryAttention):
 
     def cost(self, n_keys: int) -> AttentionCost:
         """What token number `n_keys` of a text costs, which sees the window and the sinks alone."""
-        seen = n_keys if self.window is None else min(n_keys, self.window + self.n_sink)
+        seen = n_keys if self.window is None else min(n_keys, self.window) + self.n_sink
         return super().cost(seen)
 
 
