@@ -54,6 +54,8 @@ class CompareAttention:
     """The README with the table, between <!-- quality:begin --> and <!-- quality:end -->."""
     report_only: bool = False
     """Make the table from the JSON file as it is."""
+    eval_tokens: int = 131_072
+    """Validation tokens to measure on, evenly spread over all of them; the same for every model."""
     steps: int = 500
     """Steps of each run from nothing."""
     healing_steps: int = 150
@@ -97,6 +99,8 @@ def main(options: CompareAttention) -> None:
         steps=options.steps,
         max_minutes=0,
         evaluations=1,
+        eval_tokens=options.eval_tokens,
+        all_at_end=False,
         device=options.device,
         seed=options.seed,
         window=options.window,
@@ -152,10 +156,12 @@ def main(options: CompareAttention) -> None:
 
 
 class Measure:
-    """Loss and bits per byte of a model on the whole validation text."""
+    """Loss and bits per byte of a model on the same windows as the runs measure themselves."""
 
     def __init__(self, shards: TokenShards, options: PretrainSimple, context_length: int) -> None:
-        self.windows = torch.from_numpy(evaluation_windows(shards.arrays["validation"], context_length))
+        self.windows = torch.from_numpy(
+            evaluation_windows(shards.arrays["validation"], context_length, options.eval_tokens)
+        )
         self.token_bytes = bytes_of_tokens(shards.tokenizer)
         self.batch_size = options.batch_size
 

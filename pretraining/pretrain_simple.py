@@ -101,6 +101,8 @@ class PretrainSimple:
     """How often the validation loss is measured, a sample written and the model saved."""
     eval_tokens: int = 65_536
     """Validation tokens to measure on along the way; the last measurement takes all of them."""
+    all_at_end: bool = True
+    """--no-all-at-end takes just --eval-tokens for the last measurement too."""
     sample_prompt: str = "The"
     """The samples continue this."""
     device: str = "auto"
@@ -223,7 +225,7 @@ def main(options: PretrainSimple) -> None:
                 f"loss {loss.item():.3f}, validation {validation_loss:.3f}, {run.tokens_per_second:,.0f} tokens/s, "
                 f"{run.minutes * (1 - progress) / progress:.1f} min left"
             )
-        run.measure(on_everything=True)
+        run.measure(on_everything=options.all_at_end)
     except KeyboardInterrupt:
         run.save(interrupted=True)
         bar.close()
