@@ -5,8 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 import unicodedata
+from array import array
 
+import numpy as np
 import pytest
 import tiktoken
 import tokenizers
@@ -278,6 +281,19 @@ def test_numpy_ids_are_ids(tokenizer):
     assert tokenizer.decode(ids) == tokenizer.decode(list(ids)) == "the dog"
     with pytest.raises(ValueError, match="-1"):
         tokenizer.decode([*ids, ids.astype("int64")[0] * 0 - 1])
+
+
+@pytest.mark.parametrize("wrong", [-1, -300, -(2**32), -(2**80), 2**31, 2**32, 2**32 + 97, 2**80, 9.0, "a", None, [97]])
+def test_what_is_no_id_is_named_wherever_it_stands(tokenizer, wrong):
+    for ids in ([wrong], [97, wrong], [97] * 10_000 + [wrong] + [97] * 10_000):
+        with pytest.raises(ValueError, match=f"id {re.escape(repr(wrong))} is no token of this vocabulary"):
+            tokenizer.decode_bytes(ids)
+
+
+def test_ids_may_come_from_anywhere(tokenizer):
+    assert tokenizer.decode_bytes([]) == b""
+    for ids in ([97, 98], (97, 98), iter([97, 98]), b"ab", range(97, 99), array("Q", [97, 98]), np.array([97, 98])):
+        assert tokenizer.decode_bytes(ids) == b"ab"
 
 
 def test_a_small_corpus_ends_with_a_smaller_vocabulary():

@@ -23,9 +23,9 @@ The plain versions of all of this are in `ladder.py`; what makes it fast stands 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -83,8 +83,12 @@ class BytePairTokenizer:
             )
         self._bytes_of = {i: token for token, i in self.ranks.items()}
         self._bytes_of.update({i: text.encode("utf-8") for text, i in self.special_tokens.items()})
-        # The same as a list, for `decode`; None where no token has that id.
-        self._token_table = [self._bytes_of.get(i) for i in range(max(self._bytes_of) + 1)]
+        # The same as an array for `decode`, None where no token has that id. Each byte is the character of its number
+        # (which is what Latin-1 means), since Python joins strings faster than bytes.
+        table: list[str | None] = [None] * (max(self._bytes_of) + 1)
+        for i, token in self._bytes_of.items():
+            table[i] = token.decode("latin-1")
+        self._token_table = np.array(table, object)
         if len(self._bytes_of) != len(self.ranks) + len(self.special_tokens):
             raise ValueError("two tokens share one id: each token, special ones included, needs an id of its own")
         if "" in self.special_tokens or b"" in self.ranks:
@@ -309,11 +313,12 @@ class BytePairTokenizer:
         Raises:
             ValueError: an id that no token has.
         """
-        ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-        table = self._token_table
-        try:  # `itemgetter` fetches a whole slice in C
-            return b"".join([b"".join(_fetch(table, ids[i : i + _SLICE])) for i in range(0, len(ids), _SLICE)])
-        except (IndexError, TypeError):
+        ids = ids.tolist() if isinstance(ids, np.ndarray) else ids if isinstance(ids, list) else list(ids)
+        try:  # `array` takes whole numbers from 0 on and nothing else, and `take` fetches a whole slice in C
+            table, places = self._token_table, np.frombuffer(array("I", ids), np.uintc)
+            slices = (places[i : i + _SLICE] for i in range(0, len(places), _SLICE))
+            return b"".join(["".join(table.take(some).tolist()).encode("latin-1") for some in slices])
+        except (IndexError, OverflowError, TypeError):
             wrong = next(i for i in ids if not hasattr(i, "__index__") or int(i) not in self._bytes_of)
             raise ValueError(f"id {wrong!r} is no token of this vocabulary (0 … {self.max_token_value})") from None
 
@@ -446,13 +451,6 @@ def _any_of(spellings: frozenset[str]) -> regex.Pattern[str]:
 def _require_text(text: object) -> None:
     if not isinstance(text, str):
         raise TypeError(f"a tokenizer encodes a str, not {type(text).__name__}: decode bytes first")
-
-
-def _fetch(table: list[bytes | None], ids: list[int]) -> Any:
-    """The entries at `ids`; IndexError where one is outside of the table."""
-    if min(ids) < 0:  # Python would count from the end
-        raise IndexError
-    return itemgetter(*ids)(table) if len(ids) > 1 else (table[ids[0]],)
 
 
 # --- in another process: the tokenizer is sent once, then chunks of texts ---------------------------------------------
