@@ -83,16 +83,19 @@ class MergeLearner:
         return cls(words, list(piece_counts.values()))
 
     def _index_pairs(self) -> None:
-        """Counts all pairs of the words as they are, and notes where each stands."""
-        counts: defaultdict[str, int] = defaultdict(int)
+        """Notes where each pair stands in the words as they are, and so how often."""
         places: defaultdict[str, list[int]] = defaultdict(list)
-        for place, (word, frequency) in enumerate(zip(self.words, self.frequency, strict=True)):
+        for place, word in enumerate(self.words):
             for pair in map(add, word, word[1:]):
-                counts[pair] += frequency
                 places[pair].append(place)
-        self._counts, self._places = counts, places
-        self._heap = [(-count, pair) for pair, count in counts.items()]
+        self._places = places
+        self._counts = {pair: self._times(found) for pair, found in places.items()}
+        self._heap = [(-count, pair) for pair, count in self._counts.items()]
         heapq.heapify(self._heap)
+
+    def _times(self, places: list[int]) -> int:
+        """How often the words at these places stand in the text, together."""
+        return sum(map(self.frequency.__getitem__, places))
 
     def _most_frequent(self) -> tuple[str, int]:
         """The next pair to join and its count, taken off the heap; ("", 0) if there is none.
@@ -116,42 +119,33 @@ class MergeLearner:
             return False
         new = _letter(256 + len(self.merges))
         self.merges.append((_id(pair[0]), _id(pair[1])))
-        words, frequency, counts, places = self.words, self.frequency, self._counts, self._places
         first, second = pair[0], pair[1]
-        gained: defaultdict[str, int] = defaultdict(int)  # pairs with the new token
+        words, counts, places = self.words, self._counts, self._places
+        neighbours_before: defaultdict[str, list[int]] = defaultdict(list)  # a token -> where it stands before the pair
+        neighbours_after: defaultdict[str, list[int]] = defaultdict(list)
         for place in places.pop(pair):
-            word = words[place]
-            parts = word.split(pair)
-            if len(parts) == 1:  # a merge since has taken this occurrence
-                continue
-            words[place] = new.join(parts)
-            times = frequency[place]
-            if len(parts) == 2:  # the usual case: once in the word
-                before, after = parts
+            before, found, after = words[place].partition(pair)
+            while found:  # not where a merge since has taken this occurrence
                 if before:
-                    left = before[-1]
-                    counts[left + first] -= times
-                    gained[left + new] += times
-                    places[left + new].append(place)
+                    neighbours_before[before[-1]].append(place)
                 if after:
-                    right = after[0]
-                    counts[second + right] -= times
-                    gained[new + right] += times
-                    places[new + right].append(place)
-            else:
-                merged = words[place]
-                for old in map(add, word, word[1:]):
-                    counts[old] -= times
-                for now in map(add, merged, merged[1:]):
-                    if new in now:
-                        gained[now] += times
-                        places[now].append(place)
-                    else:
-                        counts[now] += times
+                    neighbours_after[after[0]].append(place)
+                between, found, after = after.partition(pair)
+                before += new + between
+            words[place] = before
+        # First what comes after: where a pair follows on itself, `second + first` turns into `new + first`, and then,
+        # with the next one joined too, into `new + new`.
+        changes = [(second + right, new + right, there) for right, there in neighbours_after.items()]
+        changes += [(left + first, left + new, there) for left, there in neighbours_before.items()]
+        for lost, gained, there in changes:
+            times = self._times(there)
+            counts[lost] -= times
+            counts[gained] = times
+            places[gained] = there
         del counts[pair]
-        counts.update(gained)
-        for fresh, times in gained.items():
-            heapq.heappush(self._heap, (-times, fresh))
+        for _, gained, _ in changes:
+            if counts[gained]:
+                heapq.heappush(self._heap, (-counts[gained], gained))
         return True
 
 
