@@ -246,7 +246,10 @@ class RollingCache(Cache):
         """
         start, end = self.length, self.grow(keys.shape[2])
         if end - start == 1:
-            self._write(keys, values, start)
+            slot = self.n_sink + start % self.window
+            self.keys[:, :, slot : slot + 1], self.values[:, :, slot : slot + 1] = keys, values
+            if start < self.n_sink or (self.n_sink and self.padding is not None):
+                self._write_sinks(keys, values, start)
             filled = self.n_sink + min(end, self.window)
             slots = torch.arange(min(end, self.window), device=keys.device)
             positions = slots + (start - slots) // self.window * self.window  # the latest p with p mod window = slot
@@ -271,17 +274,23 @@ class RollingCache(Cache):
 
     def _write(self, keys: Tensor, values: Tensor, start: int) -> None:
         """Puts new tokens, the first at position `start`, into the ring, and into the sinks where they begin a text."""
-        n_new, end = keys.shape[2], start + keys.shape[2]
+        end = start + keys.shape[2]
         kept = torch.arange(max(start, end - self.window), end, device=keys.device)  # those that are not overwritten
         slots = self.n_sink + kept % self.window
+        self.keys[:, :, slots] = keys[:, :, kept - start].to(self.keys.dtype)
+        self.values[:, :, slots] = values[:, :, kept - start].to(self.values.dtype)
+        if self.n_sink:
+            self._write_sinks(keys, values, start)
+
+    def _write_sinks(self, keys: Tensor, values: Tensor, start: int) -> None:
+        """Puts those of the new tokens, the first at position `start`, that are among the first of their row."""
+        n_new = keys.shape[2]
+        column = self.sink_positions(keys.device) - start  # (batch or 1, n_sink): where among the new tokens
+        inside = ((column >= 0) & (column < n_new))[:, None, :, None]
+        column = column.clamp(0, n_new - 1)[:, None, :, None].expand(*keys.shape[:2], -1, keys.shape[3])
         for buffer, new in ((self.keys, keys), (self.values, values)):
-            buffer[:, :, slots] = new[:, :, kept - start].to(buffer.dtype)
-            if self.n_sink:
-                column = self.sink_positions(keys.device) - start  # (batch or 1, n_sink): where among the new tokens
-                inside = ((column >= 0) & (column < n_new))[:, None, :, None]
-                column = column.clamp(0, n_new - 1)[:, None, :, None].expand(*new.shape[:2], -1, new.shape[3])
-                sinks = buffer[:, :, : self.n_sink]
-                buffer[:, :, : self.n_sink] = torch.where(inside, new.gather(2, column).to(buffer.dtype), sinks)
+            sinks = buffer[:, :, : self.n_sink]
+            buffer[:, :, : self.n_sink] = torch.where(inside, new.gather(2, column).to(buffer.dtype), sinks)
 
     def sink_positions(self, device: Device) -> Tensor:
         """int64 (batch or 1, n_sink): the positions of each row's first tokens."""

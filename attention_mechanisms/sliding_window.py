@@ -86,7 +86,8 @@ class SlidingWindowAttention(GroupedQueryAttention):
         if tokens > 1:
             return self.merge(self.banded(q, k, v, start, positions, sinks, cache.padding))
         mask = None
-        if self.n_sink or cache.padding is not None:
+        some_sinks_are_near = self.n_sink and start < self.window + self.n_sink - 1
+        if some_sinks_are_near or cache.padding is not None:
             mask = self.mask(torch.tensor([start], device=x.device), positions, sinks, cache.padding)
         return self.merge(fast_attention(q, k, v, mask, dropout=self.dropout_now))
 
