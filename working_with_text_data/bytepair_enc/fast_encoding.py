@@ -14,9 +14,8 @@ thousands of them, and then `merge_pieces` takes every step for all at once, sev
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from sys import byteorder
-from typing import cast
 
 import numpy as np
 
@@ -71,31 +70,35 @@ class FastEncoder:
         assert self._cut is not None
         if len(self._words) > _REMEMBERED:
             self._words.clear()
+        known, new = self._words, set[str]()
         encoded: list[bytes] = []
-        waiting: list[tuple[int, list[bytes | None], list[tuple[int, str]]]] = []
+        waiting: list[tuple[int, list[bytes | None], dict[int, str]]] = []
         for text in texts:
             words = self._cut(text)
+            found = list(map(known.get, words))
             try:
-                encoded.append(b"".join(map(self._words.__getitem__, words)))
-            except KeyError:
-                found = list(map(self._words.get, words))
-                missing = [(i, word) for i, (word, ids) in enumerate(zip(words, found, strict=True)) if ids is None]
+                encoded.append(b"".join(found))  # type: ignore[arg-type]
+            except TypeError:  # None cannot be joined
+                missing = {i: words[i] for i, ids in enumerate(found) if ids is None}
+                new.update(missing.values())
                 waiting.append((len(encoded), found, missing))
                 encoded.append(b"")
         if waiting:
-            self._learn_words({word for _, _, missing in waiting for _, word in missing})
+            self._learn_words(list(new))
             for block, found, missing in waiting:
-                for i, word in missing:
-                    found[i] = self._words[word]
-                encoded[block] = b"".join(cast(list[bytes], found))
+                for i, word in missing.items():
+                    found[i] = known[word]
+                encoded[block] = b"".join(found)  # type: ignore[arg-type]
         return b"".join(encoded)
 
-    def _learn_words(self, new: set[str]) -> None:
-        for group, pieces, starts, ends in words_to_pieces(list(new), self._split):
+    def _learn_words(self, new: list[str]) -> None:
+        for group, pieces, starts, ends in words_to_pieces(new, self._split):
             self._learn_pieces(set(pieces))
-            packed = list(map(self._pieces.__getitem__, pieces))
+            ids = list(map(self._pieces.__getitem__, pieces))
+            all_ids = b"".join(ids)
+            places = [0, *accumulate(map(len, ids))]
             for word, start, end in zip(group, starts, ends, strict=True):
-                self._words[word] = packed[start] if end - start == 1 else b"".join(packed[start:end])
+                self._words[word] = all_ids[places[start] : places[end]]
 
     def _learn_pieces(self, pieces: set[str]) -> None:
         if len(self._pieces) > _REMEMBERED:
