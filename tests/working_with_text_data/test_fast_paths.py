@@ -178,6 +178,18 @@ def test_encoding_at_speed_equals_encoding_piece_by_piece(monkeypatch, name, lim
         assert tokenizer.encode_to_numpy(text, disallowed_special=()).tolist() == expected
 
 
+@pytest.mark.parametrize("name", [*sorted(PATTERNS), "none of the published"])
+@pytest.mark.parametrize("limits", [{}, {"_MANY": 1, "_BLOCK": 60}, {"_TOGETHER": 30}])
+def test_many_texts_together_have_the_ids_of_each_alone(monkeypatch, name, limits):
+    for limit, value in limits.items():
+        monkeypatch.setattr(fast_encoding, limit, value)
+    tokenizer = BytePairTokenizer.train(TEXTS[:300], 700, PATTERNS.get(name, r"\p{L}+|\d"))
+    expected = [plain_ids(tokenizer, text) for text in TEXTS]
+    for _ in range(2):  # new, and seen before
+        assert tokenizer.encode_batch(TEXTS, disallowed_special=()) == expected
+    assert tokenizer.encode_batch([]) == []
+
+
 def test_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(fast_encoding, "_REMEMBERED", 50)
     tokenizer = BytePairTokenizer.train([TEXTS[0] + "aa"], 260)
@@ -192,7 +204,7 @@ def test_batches_are_the_same_for_any_number_of_processes(monkeypatch, processes
     from working_with_text_data.bytepair_enc import bpe
 
     monkeypatch.setattr(bpe, "_CHUNK", 5_000)
-    texts = [*TEXTS[:200], "", "<|endoftext|>"]
+    texts = [*TEXTS[:200], "", "<|endoftext|>", "a<|endoftext|><|endoftext|>b<|endoftext|>", "lone \ud800 surrogate"]
     expected = [SMALL.encode(text, allowed_special="all") for text in texts]
     assert SMALL.encode_batch(texts, num_processes=processes, allowed_special="all") == expected
     with pytest.raises(ValueError, match="spells the special token"):

@@ -13,8 +13,8 @@ thousands of them, and then `merge_pieces` takes every step for all at once, sev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from itertools import accumulate, pairwise
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate, chain, islice, pairwise
 from sys import byteorder
 
 import numpy as np
@@ -62,10 +62,18 @@ class FastEncoder:
             self._learn_pieces(set(pieces))
             return b"".join(map(self._pieces.__getitem__, pieces))
         if len(text) <= _BLOCK:
-            return self._encode_blocks([text])
-        return b"".join([self._encode_blocks(blocks(part, _BLOCK)) for part in blocks(text, _TOGETHER)])
+            return self._encode_blocks([text])[0]
+        return b"".join([b"".join(self._encode_blocks(blocks(part, _BLOCK))) for part in blocks(text, _TOGETHER)])
 
-    def _encode_blocks(self, texts: Iterable[str]) -> bytes:
+    def encode_many(self, texts: Sequence[str]) -> list[bytes]:
+        """`encode` of each text, with new words learned from all together: so short texts cost what long ones do."""
+        if len(texts) < 2 or self._cut is None or max(map(len, texts)) > _TOGETHER:
+            return [self.encode(text) for text in texts]
+        cut = [list(blocks(text, _BLOCK)) for text in texts]
+        encoded = iter(self._encode_blocks(chain.from_iterable(cut)))
+        return [b"".join(islice(encoded, len(parts))) for parts in cut]
+
+    def _encode_blocks(self, texts: Iterable[str]) -> list[bytes]:
         """Looks all words up, learns those that are new from all blocks together, and fills them in."""
         assert self._cut is not None
         if len(self._words) > _REMEMBERED:
@@ -89,7 +97,7 @@ class FastEncoder:
                 for i, word in missing.items():
                     found[i] = known[word]
                 encoded[block] = b"".join(found)  # type: ignore[arg-type]
-        return b"".join(encoded)
+        return encoded
 
     def _learn_words(self, new: list[str]) -> None:
         for group, pieces, starts, ends in words_to_pieces(new, self._split):
