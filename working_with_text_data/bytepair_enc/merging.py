@@ -96,11 +96,12 @@ class PairRanks:
         """int32, of the shape of `left` and `right`: the id that each pair of ids makes, or 2**31 - 1."""
         key = left.astype(np.int64) << 32 | right
         slot = self._slots_of(key)
+        values = self._values[slot]
         (unknown,) = np.nonzero(self._keys[slot] == _FREE)
         if len(unknown):
             self._learn(np.unique(key[unknown]))
-            slot = self._slots_of(key)
-        return self._values[slot]
+            values[unknown] = self._values[self._slots_of(key[unknown])]
+        return values
 
     def _slots_of(self, key: Array) -> Array:
         """Where each key is, or the free slot where it would go."""
@@ -152,6 +153,7 @@ def merge_pieces(pieces: Sequence[bytes], pair_ranks: PairRanks) -> tuple[Array,
     lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
     starts = np.cumsum(lengths) - lengths
     all_parts = pair_ranks.byte_ids[np.frombuffer(b"".join(pieces), np.uint8)]
+    all_ranks = pair_ranks(all_parts[:-1], all_parts[1:])  # also, for nothing, of the last byte of each and the next
     order = np.argsort(-lengths, kind="stable")
     longest = int(lengths[order[0]])
     # beginning[n] … beginning[n - 1] are the places in `order` of the pieces with n bytes.
@@ -164,14 +166,13 @@ def merge_pieces(pieces: Sequence[bytes], pair_ranks: PairRanks) -> tuple[Array,
     ranks = np.empty((0, longest - 1), np.int32)  # (rows, n - 1): of the pairs of neighbours
     for n in range(longest, 0, -1):
         fresh = order[beginning[n] : beginning[n - 1]]
-        fresh_parts = all_parts[starts[fresh][:, None] + np.arange(n)]  # (fresh, n)
+        places = starts[fresh][:, None] + np.arange(n)  # (fresh, n)
         row_piece = np.concatenate([row_piece, fresh])
-        parts = np.concatenate([parts, fresh_parts])
+        parts = np.concatenate([parts, all_parts[places]])
         if n == 1:
             ids[starts[row_piece]], counts[row_piece] = parts[:, 0], 1
             break
-        fresh_ranks = pair_ranks(fresh_parts[:, :-1].ravel(), fresh_parts[:, 1:].ravel()).reshape(len(fresh), n - 1)
-        ranks = np.concatenate([ranks, fresh_ranks])
+        ranks = np.concatenate([ranks, all_ranks[places[:, :-1]]])
         best = ranks.argmin(axis=1)  # (rows,): the leftmost, where several are equal
         made = ranks[np.arange(len(ranks)), best]  # (rows,)
         done, going = np.nonzero(made == _NO_TOKEN)[0], np.nonzero(made != _NO_TOKEN)[0]
@@ -181,9 +182,11 @@ def merge_pieces(pieces: Sequence[bytes], pair_ranks: PairRanks) -> tuple[Array,
         row = np.arange(len(going))
         parts[row, best] = made[going]
         parts, ranks = _without(parts, best + 1), _without(ranks, best)  # (rows, n - 1), (rows, n - 2)
-        for left, rows in ((best - 1, best > 0), (best, best < n - 2)):  # the two pairs that the new part makes
-            r, c = row[rows], left[rows]
-            ranks[r, c] = pair_ranks(parts[r, c], parts[r, c + 1])
+        # The two pairs that the new part makes, where there are two.
+        r, c = np.concatenate([row, row]), np.concatenate([best - 1, best])  # (2 rows,)
+        inside = (c >= 0) & (c < n - 2)
+        r, c = r[inside], c[inside]
+        ranks[r, c] = pair_ranks(parts[r, c], parts[r, c + 1])
     gaps_before = starts - (np.cumsum(counts) - counts)
     return ids[np.repeat(gaps_before, counts) + np.arange(counts.sum())], counts
 
