@@ -290,7 +290,11 @@ class BytePairTokenizer:
         allowed_special: Spellings = (),
         disallowed_special: Spellings = "all",
     ) -> Iterator[npt.NDArray[np.uint32]]:
-        """`encode_to_numpy` of each text, in order, as the texts are read: for a corpus larger than memory."""
+        """`encode_to_numpy` of each text, in order, as the texts are read: for a corpus larger than memory.
+
+        Some two million characters are read ahead and encoded together; a text that is refused raises before the first
+        of those it was read with is given.
+        """
         if isinstance(texts, str):
             raise TypeError("a batch is a collection of str: write [...] around a single one")
         rules = allowed_special, disallowed_special
