@@ -30,7 +30,7 @@ def next_token_loss(model: GPT, inputs: Tensor, targets: Tensor, reduction: str 
 def bytes_of_tokens(tokenizer: BytePairTokenizer) -> Tensor:
     """int64 (n_vocab,): bytes of text that each token stands for; 0 for special tokens, which are not in the text."""
     lengths = torch.zeros(tokenizer.n_vocab, dtype=torch.long)
-    for token, i in tokenizer.ranks.items():
+    for token, i in tokenizer.ids.items():
         lengths[i] = len(token)
     return lengths
 

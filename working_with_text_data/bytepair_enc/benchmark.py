@@ -37,7 +37,7 @@ from utils.tracking import REPOSITORY, provenance
 from working_with_text_data.bytepair_enc import GPT4_PATTERN, BytePairTokenizer
 from working_with_text_data.bytepair_enc.check_against_tiktoken import real_tiktoken
 from working_with_text_data.bytepair_enc.merging import merge_piece
-from working_with_text_data.bytepair_enc.patterns import compile_pattern, split_into_pieces
+from working_with_text_data.bytepair_enc.patterns import splitter
 from working_with_text_data.bytepair_enc.tokenizer_json import byte_alphabet, recover_pair
 
 RESULTS = REPOSITORY / "working_with_text_data" / "bytepair_enc" / "results"
@@ -209,11 +209,11 @@ def measure_encoding(name: str, folder: Path, corpus: str, texts: list[str], rep
     rows.append(row("decode", corpus, time_by_turns(decoders, repeats), n_bytes, n_tokens, **facts))
 
     little = [texts[0][:200_000]]
-    split, pattern = split_into_pieces, compile_pattern(ours.pattern)
+    split = splitter(ours.pattern)
     rungs: dict[str, Callable[[], object]] = {
         "ours": all_of(lambda text: state["ours"].encode_ordinary(text), little),
         "every piece merged by the plain rule": all_of(
-            lambda text: [merge_piece(piece.encode(), ours.ranks) for piece in split(pattern, text)], little
+            lambda text: [merge_piece(piece.encode(), ours.ranks) for piece in split(text)], little
         ),
         "tiktoken": all_of(theirs.encode_ordinary, little),
     }

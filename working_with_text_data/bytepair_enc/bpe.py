@@ -13,8 +13,9 @@ Three steps make the ids of a text (Radford et al. 2019, section 2.2):
     3. merge         in each piece, the adjacent pair with the lowest rank (learned earliest) is joined, again and
                      again, until no pair of neighbours is a token
 
-The vocabulary is one dictionary, `ranks`: the bytes of a token -> its id, which is also its rank. The pair that made
-a token need not be stored: it is the only pair of earlier tokens that ever meets and spells it.
+The vocabulary is one dictionary, `ranks`: the bytes of a token -> its rank, which is also its id. (Where a file from
+elsewhere numbers its tokens otherwise, `ids` says how.) The pair that made a token need not be stored: it is the only
+pair of earlier tokens that ever meets and spells it.
 
 The plain versions of all of this are in `ladder.py`; what makes it fast stands apart, each piece in a file of its own:
 `merging.py`, `word_cuts.py`, `fast_encoding.py`, `counting.py`, `training.py`. Here is what they add up to.
@@ -24,8 +25,8 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,7 +39,7 @@ from utils.parallel import map_in_order
 from working_with_text_data.bytepair_enc import training
 from working_with_text_data.bytepair_enc.counting import chunks_of
 from working_with_text_data.bytepair_enc.fast_encoding import FastEncoder
-from working_with_text_data.bytepair_enc.patterns import GPT4_PATTERN, compile_pattern, split_into_pieces
+from working_with_text_data.bytepair_enc.patterns import GPT4_PATTERN, Pattern, splitter
 from working_with_text_data.bytepair_enc.word_cuts import CUTTERS
 
 if TYPE_CHECKING:
@@ -55,10 +56,14 @@ class BytePairTokenizer:
     """A byte-level BPE tokenizer with the interface of `tiktoken.Encoding`.
 
     Args:
-        ranks: the bytes of each ordinary token -> its id. All 256 single bytes must be there.
-        pattern: the regular expression that cuts text into pieces (syntax of the `regex` package).
+        ranks: the bytes of each ordinary token -> its rank: the pair with the lowest is joined first. All 256 single
+            bytes must be there.
+        pattern: the regular expression that cuts text into pieces (syntax of the `regex` package), or several, each
+            of which cuts the pieces of the one before.
         special_tokens: text -> id of tokens that stand for something other than their letters.
         name: shown in messages.
+        ids: the bytes of each ordinary token -> its id, where that is not its rank (RoBERTa numbers its tokens by how
+            frequent they are). Tokens without a rank may be there too: they decode, but no text is encoded to them.
 
     Raises:
         ValueError: a byte is missing, an id is used twice, or the pattern does not compile.
@@ -67,22 +72,24 @@ class BytePairTokenizer:
     def __init__(
         self,
         ranks: Mapping[bytes, int],
-        pattern: str = GPT4_PATTERN,
+        pattern: Pattern = GPT4_PATTERN,
         special_tokens: Mapping[str, int] | None = None,
         name: str = "bytepair",
+        ids: Mapping[bytes, int] | None = None,
     ) -> None:
         self.ranks = dict(ranks)
+        self.ids = self.ranks if ids is None or ids == self.ranks else dict(ids)
         self.pattern = pattern
         self.special_tokens = dict(special_tokens or {})
         self.name = name
-        wrong = [i for i in (*self.ranks.values(), *self.special_tokens.values()) if not _is_id(i)]
+        wrong = [i for part in (self.ranks, self.ids, self.special_tokens) for i in part.values() if not _is_id(i)]
         if wrong:
             raise ValueError(f"the id {wrong[0]!r} is not a whole number from 0 to {_MAX_ID:,}")
         if missing := [b for b in range(256) if bytes([b]) not in self.ranks]:
             raise ValueError(
                 f"a byte-level vocabulary needs all 256 bytes; {len(missing)} are missing, first {missing[0]}"
             )
-        self._bytes_of = {i: token for token, i in self.ranks.items()}
+        self._bytes_of = {i: token for token, i in self.ids.items()}
         self._bytes_of.update({i: text.encode("utf-8") for text, i in self.special_tokens.items()})
         # The same as an array for `decode`, None where no token has that id. Each byte is the character of its number
         # (which is what Latin-1 means), since Python joins strings faster than bytes.
@@ -90,16 +97,24 @@ class BytePairTokenizer:
         for i, token in self._bytes_of.items():
             table[i] = token.decode("latin-1")
         self._token_table = np.array(table, object)
-        if len(self._bytes_of) != len(self.ranks) + len(self.special_tokens):
+        if len(self._bytes_of) != len(self.ids) + len(self.special_tokens):
             raise ValueError("two tokens share one id: each token, special ones included, needs an id of its own")
-        if "" in self.special_tokens or b"" in self.ranks:
+        if "" in self.special_tokens or b"" in self.ids:
             raise ValueError("a token must not be empty")
-        self._split: Callable[[str], list[str]] = partial(split_into_pieces, compile_pattern(pattern))
-        self._encoder = FastEncoder(self.ranks, self._bytes_of, self._split, CUTTERS.get(pattern))
+        self._split = splitter(pattern)
+        by_rank = self._bytes_of
+        self._id_of_rank: npt.NDArray[np.uint32] | None = None
+        if self.ids is not self.ranks:
+            by_rank = {rank: token for token, rank in self.ranks.items()}
+            if len(by_rank) != len(self.ranks) or not self.ranks.keys() <= self.ids.keys():
+                raise ValueError("two tokens share one rank, or one with a rank has no id")
+            self._id_of_rank = np.zeros(max(by_rank) + 1, np.uint32)
+            self._id_of_rank[list(by_rank)] = [self.ids[token] for token in by_rank.values()]
+        self._encoder = FastEncoder(self.ranks, by_rank, self._split, CUTTERS.get(pattern))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For other processes: the vocabulary, without what was remembered of texts."""
-        return BytePairTokenizer, (self.ranks, self.pattern, self.special_tokens, self.name)
+        return BytePairTokenizer, (self.ranks, self.pattern, self.special_tokens, self.name, self.ids)
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -255,10 +270,13 @@ class BytePairTokenizer:
     def _encode_packed(self, texts: Sequence[str]) -> list[bytes]:
         """The ids of each text, all of it ordinary, side by side as uint32."""
         try:
-            return self._encoder.encode_many(texts)
+            packed = self._encoder.encode_many(texts)
         except UnicodeEncodeError:
             whole = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
-            return self._encoder.encode_many(whole)
+            packed = self._encoder.encode_many(whole)
+        if self._id_of_rank is None:
+            return packed
+        return [self._id_of_rank[np.frombuffer(ranks, np.uint32)].tobytes() for ranks in packed]
 
     def encode_batch(
         self,
@@ -316,7 +334,7 @@ class BytePairTokenizer:
             if token in self.special_tokens:
                 return self.special_tokens[token]
             token = token.encode("utf-8")
-        return self.ranks[token]
+        return self.ids[token]
 
     # --- ids to text --------------------------------------------------------------------------------------------
 
@@ -390,10 +408,10 @@ class BytePairTokenizer:
 
     def token_byte_values(self) -> list[bytes]:
         """The bytes of all ordinary tokens, in the order of bytes, as in tiktoken."""
-        return sorted(self.ranks)
+        return sorted(self.ids)
 
     def tokens_by_rank(self) -> list[bytes]:
-        """The bytes of all ordinary tokens, in the order in which they were learned."""
+        """The bytes of all ordinary tokens that have a rank, in the order in which they were learned."""
         return sorted(self.ranks, key=self.ranks.__getitem__)
 
     @property
@@ -404,9 +422,11 @@ class BytePairTokenizer:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides an id. Equal fingerprints mean equal ids for every text."""
-        digest = hashlib.sha256(self.pattern.encode("utf-8"))
+        digest = hashlib.sha256(str(self.pattern).encode("utf-8"))
         for token, i in sorted(self.ranks.items(), key=lambda item: item[1]):
             digest.update(b"%d:%d:%b" % (i, len(token), token))
+        for token, i in sorted(self.ids.items()) if self.ids is not self.ranks else ():
+            digest.update(b"id:%d:%d:%b" % (i, len(token), token))
         for text, i in sorted(self.special_tokens.items(), key=lambda item: item[1]):
             digest.update(b"special:%d:%b" % (i, text.encode("utf-8")))
         return digest.hexdigest()
@@ -424,7 +444,7 @@ class BytePairTokenizer:
 
     @classmethod
     def load(cls, path: Path | str) -> BytePairTokenizer:
-        """Reads a byte-level BPE `tokenizer.json`.
+        """Reads a byte-level BPE `tokenizer.json`, ours or another's (`tokenizer_json.py` says which).
 
         Raises:
             ValueError: the file is missing or holds another kind of tokenizer; the message says what to do.
@@ -438,9 +458,16 @@ class BytePairTokenizer:
 
         Two things differ there: text that the pattern leaves out is dropped (the published patterns leave none out),
         and of special tokens that begin one another, not always the longest is taken.
+
+        Raises:
+            ValueError: it has several patterns, or ids that are not ranks, and tiktoken knows neither.
         """
         import tiktoken
 
+        if not isinstance(self.pattern, str):
+            raise ValueError(f"tiktoken cuts text with one pattern, and {self.name!r} has {len(self.pattern)}")
+        if self.ids is not self.ranks:
+            raise ValueError(f"tiktoken takes ranks for ids, and in {self.name!r} they differ")
         return tiktoken.Encoding(
             self.name, pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.special_tokens
         )

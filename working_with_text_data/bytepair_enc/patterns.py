@@ -23,6 +23,8 @@ there `{1,3}+` is a repetition. None is needed here, because no alternative coul
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import accumulate, pairwise
 
 import regex
@@ -40,6 +42,9 @@ GPT4O_PATTERN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+Pattern = str | tuple[str, ...]
+"""A pattern, or several in a row: each cuts the pieces of the one before and sees nothing beyond their ends."""
 
 
 def compile_pattern(pattern: str) -> regex.Pattern[str]:
@@ -82,3 +87,22 @@ def _with_gaps(pattern: regex.Pattern[str], text: str) -> list[str]:
         pieces += [text[position : match.start()], match.group()]
         position = match.end()
     return [piece for piece in [*pieces, text[position:]] if piece]
+
+
+def splitter(pattern: Pattern) -> Callable[[str], list[str]]:
+    """What cuts a text into pieces.
+
+    Raises:
+        ValueError: as `compile_pattern`.
+    """
+    if not isinstance(pattern, tuple):
+        return partial(split_into_pieces, compile_pattern(pattern))
+    steps = [splitter(one) for one in pattern]
+
+    def split(text: str) -> list[str]:
+        pieces = [text] if text else []
+        for step in steps:
+            pieces = [part for piece in pieces for part in step(piece)]
+        return pieces
+
+    return split

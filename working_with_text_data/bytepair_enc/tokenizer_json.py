@@ -1,18 +1,42 @@
-"""`tokenizer.json`: our tokenizer in the file format that `tokenizers` and `transformers` read.
+"""`tokenizer.json`: our tokenizer in the file format that `tokenizers` and `transformers` read, and theirs as ours.
 
 The format writes bytes as text. GPT-2's authors gave each of the 256 bytes a printable character: the printable
 bytes stand for themselves, the others take the characters from U+0100 on. A space is `Ġ`, a line end `Ċ`.
 The pipeline in the file says the same three steps as `bpe.py`: Split (our pattern), ByteLevel (bytes to those
 characters), BPE (merges by rank).
+
+Others' files say more, and each thing is either done as they say or refused in one line:
+
+    ids in any order            RoBERTa numbers its tokens by how frequent they are: ids and ranks are two tables
+    ranks of pairs              the format ranks *pairs*, and we what they make. These are the same, because of all
+                                pairs that spell a token only one ever meets. Two neighbours had nothing joined across
+                                their outer ends, so they came about as their bytes alone would: a token's last two
+                                parts, when it is merged by itself, are its pair in every text
+    tokens that none makes      a token that does not come about alone never does. With `ignore_merges` (Llama 3) it is
+                                taken where it is a whole piece, as tiktoken does; without, it is only decoded
+    several cuts in a row       Splits, Digits and GPT-2's own cut, each of the pieces of the one before (DeepSeek)
+    refused                     what changes the text before it is cut (a normalizer, a space put in front, white space
+                                that a special token takes along): decoding would not give the text back; chance
+                                (dropout); patterns that Hugging Face's engine reads otherwise than ours
+    not applied                 what comes after the ids of a text: templates that put special tokens around it,
+                                truncation, padding. `encode` gives the ids of the text alone, as `tokenizers` does with
+                                `add_special_tokens=False`. A special token that a text spells follows tiktoken's rules
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import regex
+
 from utils.files import read_json, write_text
+from working_with_text_data.bytepair_enc.patterns import GPT2_PATTERN, Pattern
+from working_with_text_data.bytepair_enc.word_cuts import CUTTERS
 
 if TYPE_CHECKING:
     from working_with_text_data.bytepair_enc.bpe import BytePairTokenizer
@@ -29,29 +53,49 @@ _CHARACTER_OF = byte_alphabet()
 _BYTE_OF = {character: byte for byte, character in _CHARACTER_OF.items()}
 
 
-def recover_pair(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens that were merged into `token`: what is left when its bytes are merged by lower ranks alone.
+def merged_alone(token: bytes, rank: Callable[[bytes, bytes], float]) -> list[bytes]:
+    """The last two parts of `token` when it is merged by itself; or more, where no pair of them has a rank.
+
+    Args:
+        rank: of two neighbours; infinite for a pair that is not joined.
+    """
+    parts = [token[i : i + 1] for i in range(len(token))]
+    ranks = [rank(left, right) for left, right in pairwise(parts)]
+    while len(parts) > 2 and (best := min(ranks)) < inf:
+        i = ranks.index(best)
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        del ranks[i]
+        for left in range(max(i - 1, 0), min(i + 1, len(ranks))):  # the pairs on both sides of the new part
+            ranks[left] = rank(parts[left], parts[left + 1])
+    return parts
+
+
+def recover_pair(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
+    """The two tokens that are merged into `token`, in whatever text it comes about.
 
     Raises:
-        ValueError: no two earlier tokens make it, so the vocabulary was not made by merging.
+        ValueError: no two tokens make it.
     """
-    limit = ranks[token]
-    parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 2:
-        rank, i = min((ranks.get(parts[i] + parts[i + 1], limit), i) for i in range(len(parts) - 1))
-        if rank >= limit:
-            break
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    parts = merged_alone(token, lambda left, right: ranks.get(left + right, inf))
     if len(parts) != 2:
         raise ValueError(f"token {token!r} is not the merge of two earlier tokens")
     return parts[0], parts[1]
 
 
 def to_dict(tokenizer: BytePairTokenizer) -> dict[str, Any]:
-    """The contents of the `tokenizer.json` of `tokenizer`."""
-    by_rank = sorted(tokenizer.ranks, key=tokenizer.ranks.__getitem__)
-    merges = [[_spell(part) for part in recover_pair(t, tokenizer.ranks)] for t in by_rank if len(t) > 1]
-    vocabulary = {_spell(token): tokenizer.ranks[token] for token in by_rank}
+    """The contents of the `tokenizer.json` of `tokenizer`.
+
+    Raises:
+        ValueError: the format cannot say it: a special token that is spelled as an ordinary one, or a pattern that its
+            readers read otherwise.
+    """
+    ranks = tokenizer.ranks
+    alone = [merged_alone(t, lambda a, b: ranks.get(a + b, inf)) for t in tokenizer.tokens_by_rank() if len(t) > 1]
+    merges = [[_spell(part) for part in parts] for parts in alone if len(parts) == 2]
+    only_whole = len(merges) < len(alone)  # some are no merge of two tokens, and stand only for a piece of their own
+    if only_whole and len(ranks) < len(tokenizer.ids):
+        raise ValueError("this format cannot say that of the tokens that no merge makes, some are used and some not")
+    vocabulary = {_spell(token): i for token, i in sorted(tokenizer.ids.items(), key=lambda item: item[1])}
     special = sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
     if taken := vocabulary.keys() & dict(special).keys():
         raise ValueError(
@@ -60,14 +104,18 @@ def to_dict(tokenizer: BytePairTokenizer) -> dict[str, Any]:
         )
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": tokenizer.pattern}, "behavior": "Isolated", "invert": False}
+    patterns = [tokenizer.pattern] if isinstance(tokenizer.pattern, str) else tokenizer.pattern
+    splits = [
+        {"type": "Split", "pattern": {"Regex": require_read_alike(pattern)}, "behavior": "Isolated", "invert": False}
+        for pattern in patterns
+    ]
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [{"id": i, "content": text, **flags} for text, i in special],
         "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, byte_level]},
         "post_processor": None,
         "decoder": {**byte_level, "use_regex": True},
         "model": {
@@ -78,7 +126,7 @@ def to_dict(tokenizer: BytePairTokenizer) -> dict[str, Any]:
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": False,
+            "ignore_merges": only_whole,
             "vocab": vocabulary | dict(special),
             "merges": merges,
         },
@@ -94,8 +142,8 @@ def load(path: Path | str) -> BytePairTokenizer:
     """Reads a `tokenizer.json` of byte-level BPE, ours or another's.
 
     Raises:
-        ValueError: no such file, not JSON, or a tokenizer that this one cannot be (another algorithm, a normaliser,
-            merges out of order). The message names the file.
+        ValueError: no such file, not JSON, or a tokenizer that this one cannot be (another algorithm, a normalizer).
+            The message names the file.
     """
     from working_with_text_data.bytepair_enc.bpe import BytePairTokenizer
 
@@ -107,44 +155,131 @@ def load(path: Path | str) -> BytePairTokenizer:
         )
     content = read_json(path)
     try:
-        ranks, pattern, special = _parse(content)
-        return BytePairTokenizer(ranks, pattern, special, name=path.stem)
+        ranks, ids, pattern, special = _parse(content)
+        return BytePairTokenizer(ranks, pattern, special, path.stem, ids)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{path} is not a Hugging Face tokenizer.json ({type(error).__name__}: {error})") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _parse(content: dict[str, Any]) -> tuple[dict[bytes, int], str, dict[str, int]]:
-    model = content["model"]
-    if model.get("type") != "BPE" or model.get("unk_token") or model.get("byte_fallback"):
+def _parse(content: dict[str, Any]) -> tuple[dict[bytes, int], dict[bytes, int], Pattern, dict[str, int]]:
+    """Ranks, ids, pattern and special tokens."""
+    model, added = content["model"], content.get("added_tokens") or []
+    if model.get("type") != "BPE" or model.get("byte_fallback"):
         raise ValueError(f"this is a {model.get('type')} tokenizer; only byte-level BPE is understood")
-    if content.get("normalizer"):
-        raise ValueError("it has a normalizer, so its ids do not give back the exact text; this one is not supported")
-    special = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-    ranks = {bytes_of_spelling(t): i for t, i in model["vocab"].items() if t not in special}
-    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-    made = [bytes_of_spelling(left) + bytes_of_spelling(right) for left, right in pairs]
-    if [t for t in sorted(ranks, key=ranks.__getitem__) if len(t) > 1] != made:
-        raise ValueError("its merges are not in the order of its ids, which this tokenizer relies on")
-    return ranks, _pattern_of(content["pre_tokenizer"]), special
+    for setting in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(setting):
+            raise ValueError(f"its {setting} ({model[setting]!r}) is not understood: only byte-level BPE without it is")
+    for normalizer in _steps(content.get("normalizer"), "normalizers"):
+        raise ValueError(
+            f"its normalizer ({normalizer['type']}) changes the text, so ids would not give it back: take it out of "
+            "the file, and normalize texts beforehand"
+        )
+    for token in added:
+        for flag in ("lstrip", "rstrip", "single_word"):
+            if token.get(flag):
+                raise ValueError(
+                    f"its token {token['content']!r} looks at what is beside it ({flag}), so ids would not give the "
+                    f"text back: set {flag} to false in the file"
+                )
+    pattern = _pattern_of(content["pre_tokenizer"])
+    special = {token["content"]: token["id"] for token in added}
+    ids = {bytes_of_spelling(spelled): i for spelled, i in model["vocab"].items() if spelled not in special}
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    pairs = [(bytes_of_spelling(left), bytes_of_spelling(right)) for left, right in merges]
+    for left, right in pairs:
+        if not {left, right, left + right} <= ids.keys():
+            raise ValueError(f"its merge of {left!r} and {right!r} is not one of ordinary tokens in its vocabulary")
+    return _ranks_of(ids, pairs, bool(model.get("ignore_merges"))), ids, pattern, special
 
 
-def _pattern_of(pre_tokenizer: dict[str, Any]) -> str:
-    """The pattern of the two usual pipelines: GPT-2's ByteLevel alone, or a Split before a ByteLevel."""
-    from working_with_text_data.bytepair_enc.patterns import GPT2_PATTERN
+def _ranks_of(ids: dict[bytes, int], pairs: list[tuple[bytes, bytes]], ignore_merges: bool) -> dict[bytes, int]:
+    """The ranks of the tokens that come about: their ids where these are in the order of merging, else their places."""
+    order = {pair: m for m, pair in enumerate(pairs)}
+    made: dict[bytes, int] = {}
+    only_whole: list[bytes] = []
+    for token in ids:
+        if len(token) > 1:
+            parts = merged_alone(token, lambda left, right: order.get((left, right), inf))
+            if len(parts) > 2:
+                only_whole.append(token)
+            elif (parts[0], parts[1]) in order:
+                made[token] = order[parts[0], parts[1]]
+            elif ignore_merges:  # to us, what two neighbours spell is their merge
+                raise ValueError(f"its token {token!r} is for whole pieces only, although two tokens make it")
+    in_order = sorted(made, key=made.__getitem__)
+    others = [token for token in ids if len(token) == 1] + (only_whole if ignore_merges else [])
+    if in_order == sorted(made, key=ids.__getitem__):
+        return {token: ids[token] for token in sorted([*others, *in_order], key=ids.__getitem__)}
+    return {token: rank for rank, token in enumerate([*others, *in_order])}
 
-    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    byte_level = steps[-1]
-    if byte_level["type"] == "ByteLevel" and not byte_level["add_prefix_space"]:
-        if len(steps) == 1 and byte_level.get("use_regex", True):
-            return GPT2_PATTERN
-        split = steps[0]
-        if len(steps) == 2 and not byte_level.get("use_regex", True) and split["type"] == "Split":
-            isolates = split["behavior"] == "Isolated" and not split["invert"]
-            if isolates and "Regex" in split["pattern"]:
-                return str(split["pattern"]["Regex"])
-    raise ValueError(f"its pre-tokenizer ({', '.join(step['type'] for step in steps)}) is not understood")
+
+def _steps(part: dict[str, Any] | None, inside: str) -> Iterator[dict[str, Any]]:
+    """The steps of a part of the pipeline, in a row: none, one, or those of a Sequence."""
+    if part and part["type"] == "Sequence":
+        for step in part[inside]:
+            yield from _steps(step, inside)
+    elif part:
+        yield part
+
+
+def _pattern_of(pre_tokenizer: dict[str, Any] | None) -> Pattern:
+    """The patterns of the cuts that come before ByteLevel, and GPT-2's if ByteLevel makes that cut too."""
+    steps = list(_steps(pre_tokenizer, "pretokenizers"))
+    if not steps or steps[-1]["type"] != "ByteLevel":
+        raise ValueError(
+            f"its pre-tokenizer ({_names(steps)}) does not end in ByteLevel: only byte-level BPE is understood"
+        )
+    if steps[-1].get("add_prefix_space", True):
+        raise ValueError(
+            "its pre-tokenizer puts a space before each text (add_prefix_space), so ids would not give it back: "
+            "set that to false in the file, and begin texts with a space"
+        )
+    patterns = [_pattern_of_step(step) for step in steps[:-1]]
+    if steps[-1].get("use_regex", True):
+        patterns.append(GPT2_PATTERN)
+    return patterns[0] if len(patterns) == 1 else tuple(patterns)
+
+
+def _pattern_of_step(step: dict[str, Any]) -> str:
+    if step["type"] == "Digits":
+        return r"\p{N}" if step["individual_digits"] else r"\p{N}+"
+    if step["type"] == "Split":
+        ((kind, pattern),) = step["pattern"].items()
+        pattern = regex.escape(pattern) if kind == "String" else require_read_alike(pattern)
+        # Removed and inverted: the matches stay and what is between them goes, which for these patterns is nothing.
+        keeps_matches = step["behavior"] == "Removed" and step["invert"] and pattern in CUTTERS
+        if step["behavior"] == "Isolated" or keeps_matches:
+            return pattern
+        raise ValueError(f"its pre-tokenizer's Split ({step['behavior']}) is not understood: only Isolated is")
+    raise ValueError(f"its pre-tokenizer has a step that is not understood: {step['type']}")
+
+
+# The parts of a regular expression: escapes, classes, flags, bounded repetitions that are possessive, characters.
+_PARTS = regex.compile(
+    r"\\p\{[^}]*\}|\\.|\[\^?(?:\[:\^?\w+:\]|\\.|[^\]\\])+\]|\(\?[A-Za-z-]+[:)]|\{\d*,?\d*\}\+|.", regex.S
+)
+_OTHERWISE = regex.compile(r"[\^$]|\\[hHNKOyYmM]|\{.*\}\+|\(\?.*m.*|\[\^?(?:\\.|[^\\])*?(?:\[(?!:)|&&).*", regex.S)
+
+
+def require_read_alike(pattern: str) -> str:
+    """The pattern, if Hugging Face's engine (Oniguruma, with Ruby's syntax) reads it as ours does.
+
+    Raises:
+        ValueError: it has a part that is known to mean something else there: `$` and `^` (there, of every line),
+            `{1,3}+` (there a repetition of repetitions), `\\h`, `(?m)`, classes in classes.
+    """
+    for part in _PARTS.findall(pattern):
+        if _OTHERWISE.fullmatch(part):
+            raise ValueError(
+                f"the pattern {pattern!r} has {part!r}, which Hugging Face's engine reads otherwise than ours"
+            )
+    return pattern
+
+
+def _names(steps: list[dict[str, Any]]) -> str:
+    return ", ".join(str(step["type"]) for step in steps) or "none"
 
 
 def _spell(token: bytes) -> str:
@@ -155,6 +290,11 @@ def bytes_of_spelling(text: str) -> bytes:
     """The bytes that a token's printable characters stand for.
 
     Raises:
-        KeyError: a character that stands for no byte.
+        ValueError: a character stands for no byte.
     """
-    return bytes([_BYTE_OF[character] for character in text])
+    try:
+        return bytes([_BYTE_OF[character] for character in text])
+    except KeyError as error:
+        raise ValueError(
+            f"its token {text!r} has {error}, which stands for no byte: this is no byte-level BPE"
+        ) from None

@@ -16,7 +16,7 @@ from utils.errors import UserError, run_command
 from utils.files import require_writable
 from utils.parallel import usable_cores
 from working_with_text_data.bytepair_enc import GPT2_PATTERN, GPT4_PATTERN, GPT4O_PATTERN, BytePairTokenizer
-from working_with_text_data.bytepair_enc.tokenizer_json import recover_pair
+from working_with_text_data.bytepair_enc.tokenizer_json import recover_pair, require_read_alike
 from working_with_text_data.corpora import CorpusOptions
 
 PATTERNS = {"gpt2": GPT2_PATTERN, "gpt4": GPT4_PATTERN, "gpt4o": GPT4O_PATTERN}
@@ -58,6 +58,7 @@ def main(options: TrainTokenizer) -> None:
         if options.checkpoint.resolve() == options.out.resolve():
             raise UserError("--checkpoint and --out are the same file: give two names")
         require_writable(options.checkpoint.parent)
+    pattern = require_read_alike(PATTERNS.get(options.pattern, options.pattern))
     documents = options.split_documents()
     require_writable(options.out.parent)
     print(f"Training a tokenizer of {options.vocab_size:,} tokens on the training documents of {options.corpus}")
@@ -71,7 +72,6 @@ def main(options: TrainTokenizer) -> None:
             elif sum(map(len, held_out)) < 2_000_000:  # enough to measure on
                 held_out.append(document.text)
 
-    pattern = PATTERNS.get(options.pattern, options.pattern)
     tokenizer = BytePairTokenizer.train(
         training_texts(),
         options.vocab_size,

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from working_with_text_data.bytepair_enc.patterns import GPT2_PATTERN, GPT4_PATTERN, GPT4O_PATTERN
+from working_with_text_data.bytepair_enc.patterns import GPT2_PATTERN, GPT4_PATTERN, GPT4O_PATTERN, Pattern
 
 Cutter = Callable[[str], list[str]]
 
@@ -62,7 +62,7 @@ FIRST_GPT4_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-CUTTERS: dict[str, Cutter] = {
+CUTTERS: dict[Pattern, Cutter] = {
     GPT2_PATTERN: _cut_before_white_space,
     GPT4_PATTERN: _cut_behind_line_ends,
     FIRST_GPT4_PATTERN: _cut_behind_line_ends,

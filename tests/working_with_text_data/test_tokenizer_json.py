@@ -1,0 +1,354 @@
+"""Files of other tokenizers: read with the ids that Hugging Face's `tokenizers` gives, or refused in one clear line."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from tests.conftest import assert_one_clear_line
+from tests.working_with_text_data.test_bpe import ASSIGNED, NATURAL, TEXT
+from working_with_text_data.bytepair_enc import GPT2_PATTERN, BytePairTokenizer, fast_encoding
+from working_with_text_data.bytepair_enc.tokenizer_json import byte_alphabet
+from working_with_text_data.bytepair_enc.word_cuts import FIRST_GPT4_PATTERN
+
+ALPHABET = byte_alphabet()
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+DEEPSEEK = (
+    r"\p{N}{1,3}",
+    "[一-龥぀-ゟ゠-ヿ]+",
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+    "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
+)
+CUTS: dict[str, list[Any]] = {
+    "roberta": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
+    "llama3": [pre_tokenizers.Split(Regex(FIRST_GPT4_PATTERN), "isolated"), BYTES],
+    "gpt4": [pre_tokenizers.Split(Regex(FIRST_GPT4_PATTERN), "removed", invert=True), BYTES],
+    "deepseek": [*(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in DEEPSEEK), BYTES],
+    "starcoder": [
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+    ],
+    "lines": [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Digits(individual_digits=False), BYTES],
+    "none": [BYTES],
+}
+ENDINGS = ("<s>", "</s>", "<pad>", "<mask>")
+
+
+def trained(cuts: str) -> Tokenizer:
+    """By Hugging Face's trainer."""
+    theirs = Tokenizer(models.BPE())
+    theirs.pre_tokenizer = pre_tokenizers.Sequence(CUTS[cuts]) if len(CUTS[cuts]) > 1 else CUTS[cuts][0]
+    theirs.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=list(ENDINGS)
+    )
+    theirs.train_from_iterator([TEXT.replace("\n", " \n ") if cuts == "none" else TEXT], trainer)
+    return theirs
+
+
+def changed(theirs: Tokenizer, change) -> Tokenizer:
+    content = json.loads(theirs.to_str())
+    change(content)
+    return Tokenizer.from_str(json.dumps(content))
+
+
+def as_roberta(content) -> None:
+    """Ids in an order of their own, tokens that no merge makes, and a template around each text."""
+    model = content["model"]
+    spelled = [*model["vocab"], "madeupword0000", "theĠdog"]
+    ids = list(range(len(spelled)))
+    random.Random(0).shuffle(ids)
+    model["vocab"] = dict(zip(spelled, ids, strict=True))
+    for token in content["added_tokens"]:
+        token["id"] = model["vocab"][token["content"]]
+    model.update(unk_token="<s>", continuing_subword_prefix="", end_of_word_suffix="", dropout=0.0)
+    ends = [(text, model["vocab"][text]) for text in ("</s>", "<s>")]
+    content["post_processor"] = {
+        "type": "RobertaProcessing", "sep": ends[0], "cls": ends[1], "trim_offsets": True, "add_prefix_space": False
+    }  # fmt: skip
+
+
+def as_llama3(content) -> None:
+    """Every pair that spells a token is listed, as files made from tiktoken's do, and pieces are looked up first."""
+    model = content["model"]
+    model["vocab"] |= {"Ġwhatever": len(model["vocab"])}  # which no merge makes
+    ordinary = [t for t in sorted(model["vocab"], key=model["vocab"].__getitem__) if t not in ENDINGS]
+    model["merges"] = [
+        [token[:i], token[i:]]
+        for token in ordinary
+        for i in range(1, len(token))
+        if token[:i] in model["vocab"] and token[i:] in model["vocab"]
+    ]
+    model["ignore_merges"] = True
+    content["normalizer"] = {"type": "Sequence", "normalizers": []}
+    content["added_tokens"].append(content["added_tokens"][0] | {"content": "<|new|>", "id": 900, "special": False})
+
+
+MAKERS: dict[str, Callable[[], Tokenizer]] = {
+    "roberta": lambda: changed(trained("roberta"), as_roberta),
+    "llama3": lambda: changed(trained("llama3"), as_llama3),
+    **{name: partial(trained, name) for name in ("gpt4", "deepseek", "starcoder", "lines", "none")},
+}
+OTHERS = st.text(st.sampled_from("the quick'S12٣½\n\r\t .,é日本の語テ👩\u200d+=_whatevr"), max_size=60)
+
+
+@pytest.fixture(scope="module", params=sorted(MAKERS))
+def three(request, tmp_path_factory):
+    """(their tokenizer, ours read from its file, theirs read from the file that ours is saved to)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    theirs = MAKERS[request.param]()
+    theirs.save(str(folder / "theirs.json"))
+    ours = BytePairTokenizer.load(folder / "theirs.json")
+    ours.save(folder / "ours.json")
+    loaded = BytePairTokenizer.load(folder / "ours.json")
+    assert loaded.fingerprint == ours.fingerprint
+    loaded.save(folder / "again.json")
+    assert (folder / "again.json").read_bytes() == (folder / "ours.json").read_bytes()
+    return theirs, ours, Tokenizer.from_file(str(folder / "ours.json"))
+
+
+@settings(max_examples=150)
+@given(st.one_of(ASSIGNED, NATURAL, OTHERS))
+def test_ids_are_theirs_from_their_file_and_from_ours(three, text):
+    theirs, ours, again = three
+    ids = theirs.encode(text, add_special_tokens=False).ids
+    assert ours.encode(text, allowed_special="all") == ours.encode_ordinary(text) == ids
+    assert again.encode(text).ids == ids
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=False) == text
+
+
+def test_ids_of_long_texts_and_of_special_tokens_are_theirs(three, data_folder):
+    theirs, ours, again = three
+    book = (data_folder / "README.md").read_text("utf-8") + TEXT * 20
+    text = "<s>" + book[:20_000] + " <mask> madeupword0000 whatever 12345<pad></s>"
+    ids = theirs.encode(text, add_special_tokens=False).ids
+    assert ours.encode(text, allowed_special="all") == again.encode(text).ids == ids
+    assert ours.decode(ids) == text
+    assert ours.n_vocab == max(theirs.get_vocab().values()) + 1
+    for token, i in theirs.get_vocab().items():  # also those that no text is encoded to
+        assert ours.decode([i]) == theirs.decode([i], skip_special_tokens=False), token
+
+
+def test_other_processes_and_single_tokens_know_the_ids_too(three):
+    import pickle
+
+    theirs, ours, _ = three
+    copy = pickle.loads(pickle.dumps(ours))
+    assert copy.fingerprint == ours.fingerprint
+    assert copy.encode_ordinary(TEXT) == theirs.encode(TEXT, add_special_tokens=False).ids
+    assert ours.encode_single_token("qu") == theirs.token_to_id("qu")
+    assert ours.encode_single_token("<mask>") == theirs.token_to_id("<mask>")
+
+
+def test_tiktoken_gets_what_it_can_hold(three):
+    _, ours, _ = three
+    if isinstance(ours.pattern, str) and ours.ids == ours.ranks:
+        assert ours.to_tiktoken().encode_ordinary(TEXT) == ours.encode_ordinary(TEXT)
+    else:
+        with pytest.raises(ValueError, match=r"tiktoken (cuts text with one pattern|takes ranks for ids)"):
+            ours.to_tiktoken()
+
+
+def test_the_fingerprint_sees_ids_and_patterns(three):
+    _, ours, _ = three
+    swapped = ours.ids | {b"a": ours.ids[b"b"], b"b": ours.ids[b"a"]}
+    others = [
+        BytePairTokenizer(ours.ranks, ours.pattern, ours.special_tokens, ids=swapped),
+        BytePairTokenizer(ours.ranks, (r"\d", GPT2_PATTERN), ours.special_tokens, ids=ours.ids),
+        BytePairTokenizer(ours.ranks, (r"\d+", GPT2_PATTERN), ours.special_tokens, ids=ours.ids),
+    ]
+    assert len({tokenizer.fingerprint for tokenizer in [ours, *others]}) == 4
+
+
+@settings(max_examples=300)
+@given(st.randoms(use_true_random=False), st.booleans())
+def test_any_table_of_merges_means_what_it_means_to_them(tmp_path_factory, draw, ignore_merges):
+    """Merges in any order, of tokens that come later; several for one token; tokens that no merge makes; any ids."""
+    content = json.loads(trained_nothing().to_str())
+    letters = "abc"[: draw.randint(1, 3)]
+    tokens, pairs = list(letters), []
+    for _ in range(draw.randint(0, 25)):
+        pair = [draw.choice(tokens), draw.choice(tokens)]
+        if len("".join(pair)) <= 8 and pair not in pairs:
+            pairs.append(pair)
+            tokens.append("".join(pair))
+    draw.shuffle(pairs)
+    tokens += ["".join(draw.choices(letters, k=draw.randint(2, 7))) for _ in range(draw.randint(0, 3))]
+    spelled = list(dict.fromkeys([*ALPHABET.values(), *tokens]))
+    ids = draw.sample(range(400), len(spelled))
+    content["model"].update(vocab=dict(zip(spelled, ids, strict=True)), merges=pairs, ignore_merges=ignore_merges)
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_text(json.dumps(content), "utf-8")
+    try:
+        ours = BytePairTokenizer.load(path)
+    except ValueError as error:
+        assert ignore_merges and "is for whole pieces only, although two tokens make it" in str(error)
+        return
+    theirs = Tokenizer.from_str(json.dumps(content))
+    ours.save(path)
+    again = Tokenizer.from_file(str(path))
+    texts = [" ".join("".join(draw.choices(letters, k=draw.randint(1, 14))) for _ in range(6)) for _ in range(10)]
+    for text in texts:
+        assert ours.encode(text) == theirs.encode(text).ids == again.encode(text).ids
+    with pytest.MonkeyPatch.context() as patch:  # merged together, not one by one
+        patch.setattr(fast_encoding, "_MANY", 1)
+        anew = BytePairTokenizer.load(path)
+        assert [anew.encode(text) for text in texts] == [theirs.encode(text).ids for text in texts]
+
+
+def trained_nothing() -> Tokenizer:
+    theirs = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(ALPHABET.values())}, merges=[]))
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return theirs
+
+
+def test_a_published_vocabulary_with_all_pairs_listed_is_the_same_tokenizer(data_folder, tmp_path):
+    ours = BytePairTokenizer.from_vocabulary("cl100k_base", data_folder / "vocab")
+    ours.save(tmp_path / "ours.json")
+    content = json.loads((tmp_path / "ours.json").read_text("utf-8"))
+    pairs = [
+        [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ours.ranks and token[i:] in ours.ranks]
+        for token in ours.tokens_by_rank()
+    ]
+    content["model"]["merges"] = [
+        ["".join(ALPHABET[b] for b in part) for part in pair] for pair in chain.from_iterable(pairs)
+    ]
+    assert len(content["model"]["merges"]) > 2 * len(ours.ranks)
+    content["model"]["ignore_merges"] = True
+    (tmp_path / "theirs.json").write_text(json.dumps(content), "utf-8")
+    loaded = BytePairTokenizer.load(tmp_path / "theirs.json")
+    assert loaded.fingerprint == ours.fingerprint
+    loaded.save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "ours.json").read_bytes()
+
+
+# --- refused ----------------------------------------------------------------------------------------------------------
+
+
+def with_(**parts):
+    def change(theirs: Tokenizer) -> None:
+        for name, part in parts.items():
+            setattr(theirs, name, part)
+
+    return change
+
+
+def split(pattern, behavior="isolated", invert=False):
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(pattern, behavior, invert=invert), BYTES])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_(normalizer=normalizers.NFC()), r"normalizer \(NFC\) changes the text"),
+        (
+            with_(normalizer=normalizers.Sequence([normalizers.Sequence([]), normalizers.Lowercase()])),
+            r"normalizer \(Lowercase\) changes the text",
+        ),
+        (with_(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)), "puts a space before each text"),
+        (with_(pre_tokenizer=pre_tokenizers.Whitespace()), r"\(Whitespace\) does not end in ByteLevel"),
+        (
+            with_(pre_tokenizer=pre_tokenizers.Sequence([BYTES, pre_tokenizers.Digits()])),
+            r"\(ByteLevel, Digits\) does not end in ByteLevel",
+        ),
+        (
+            with_(pre_tokenizer=pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), BYTES])),
+            "a step that is not understood: Punctuation",
+        ),
+        (with_(pre_tokenizer=split(Regex(r"\s"), "removed")), r"Split \(Removed\) is not understood"),
+        (with_(pre_tokenizer=split(Regex(r"\w+"), "removed", True)), r"Split \(Removed\) is not understood"),
+        (with_(pre_tokenizer=split(Regex(r"\s"), "merged_with_next")), r"Split \(MergedWithNext\) is not understood"),
+        *(
+            (with_(pre_tokenizer=split(Regex(pattern))), "which Hugging Face's engine reads otherwise than ours")
+            for pattern in (r"\p{N}{1,3}+|\s", r"\w+$", r"^ +", r"\h+", r"[a-z&&[^b]]+", r"[[a-z]b]+", r"(?m).+", r"\N")
+        ),
+        (lambda t: t.add_special_tokens([AddedToken("<m>", lstrip=True)]), "token '<m>' looks at what is .*lstrip"),
+        (lambda t: t.add_tokens([AddedToken("<m>", single_word=True)]), "token '<m>' looks at what is .*single_word"),
+        (lambda t: t.add_tokens(["the"]), "'th' and b'e'|b't' and b'he'"),
+    ],
+)
+def test_what_would_change_ids_or_text_is_refused_in_one_line(tmp_path, change, message):
+    theirs = trained("roberta")
+    change(theirs)
+    theirs.save(str(tmp_path / "theirs.json"))
+    with pytest.raises(ValueError, match=message) as caught:
+        BytePairTokenizer.load(tmp_path / "theirs.json")
+    assert "theirs.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["model"].update(dropout=0.1), r"dropout \(0.1\) is not understood"),
+        (lambda c: c["model"].update(end_of_word_suffix="</w>"), "end_of_word_suffix"),
+        (lambda c: c["model"].update(byte_fallback=True), "only byte-level BPE"),
+        (lambda c: c.update(pre_tokenizer=None), r"\(none\) does not end in ByteLevel"),
+        (lambda c: c["model"]["vocab"].update({"▁the": 5000}), "'▁', which stands for no byte"),
+        (
+            lambda c: c["model"]["merges"].append(["the", "zz"]),
+            "merge of b'the' and b'zz' is not one of ordinary",
+        ),
+        (lambda c: c["model"]["vocab"].update({"Ġthezz": c["model"]["vocab"]["a"]}), "two tokens share one id"),
+    ],
+)
+def test_files_that_do_not_hold_together_are_refused_in_one_line(tmp_path, change, message):
+    content = json.loads(trained("roberta").to_str())
+    change(content)
+    (tmp_path / "theirs.json").write_text(json.dumps(content), "utf-8")
+    with pytest.raises(ValueError, match=message) as caught:
+        BytePairTokenizer.load(tmp_path / "theirs.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pattern_that_they_read_otherwise_is_not_saved_and_not_trained(run, tmp_path):
+    tokenizer = BytePairTokenizer.train([TEXT], 300, r"\p{N}{1,3}+|\D+")
+    with pytest.raises(ValueError, match=r"has '\{1,3\}\+', which Hugging Face's engine reads otherwise"):
+        tokenizer.save(tmp_path / "t.json")
+    flags = ["--pattern", r"\S+$|\s", "--out", tmp_path / "t.json"]
+    done = run("working_with_text_data/bytepair_enc/train_tokenizer.py", *flags)
+    assert_one_clear_line(done, "has '$', which Hugging Face's engine reads otherwise")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_format_cannot_say_is_not_saved(tmp_path):
+    base = BytePairTokenizer.train(["x"], 257)
+    ranks = base.ranks | {b"abc": 300}  # only as a whole piece
+    tokenizer = BytePairTokenizer(ranks, ids=ranks | {b"xyz": 301})
+    with pytest.raises(ValueError, match="some are used and some not"):
+        tokenizer.save(tmp_path / "t.json")
+
+
+def test_ranks_and_ids_have_to_belong_together():
+    ranks = BytePairTokenizer.train(["x"], 257, special_tokens=()).ranks
+    with pytest.raises(ValueError, match="two tokens share one rank"):
+        BytePairTokenizer(ranks | {b"ab": 7}, ids=ranks | {b"ab": 300})
+    with pytest.raises(ValueError, match="one with a rank has no id"):
+        BytePairTokenizer(ranks | {b"ab": 300}, ids={token: i + 1 for token, i in ranks.items()})
+
+
+def test_templates_and_truncation_come_after_the_ids_and_are_not_applied(tmp_path):
+    theirs = trained("llama3")
+    theirs.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    theirs.enable_truncation(5)
+    theirs.save(str(tmp_path / "t.json"))
+    ids = BytePairTokenizer.load(tmp_path / "t.json").encode(TEXT)
+    assert [0, *ids][:5] == theirs.encode(TEXT).ids
+    theirs.no_truncation()
+    assert ids == theirs.encode(TEXT, add_special_tokens=False).ids
+
+
+def test_an_inverted_isolated_split_cuts_alike(tmp_path):
+    theirs = trained("roberta")
+    theirs.pre_tokenizer = split(Regex("[aeiou]+"), "isolated", True)
+    theirs.save(str(tmp_path / "t.json"))
+    assert BytePairTokenizer.load(tmp_path / "t.json").encode(TEXT) == theirs.encode(TEXT).ids
