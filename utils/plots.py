@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.files import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Curve = tuple[Sequence[float], Sequence[float]]  # x values, y values
 _LINES: tuple[dict[str, Any], ...] = (
@@ -52,6 +55,11 @@ def save_curves(
     axes.legend(frameon=False)
     if note:
         axes.text(0.02, 0.03, note, transform=axes.transAxes, fontsize=8, va="bottom")
+    save_figure(path, figure)
+
+
+def save_figure(path: Path | str, figure: Figure) -> None:
+    """Writes a figure as PNG, atomically."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     write_bytes(path, picture.getvalue())

@@ -10,6 +10,7 @@ Encoding has three speeds, and only the three together are the truth:
 
 Each is one thread against one thread; the last rows use all cores. Ratios are to the peer in the same run: 2.00 is
 twice as fast. Each measurement runs in a process of its own, so that none inherits another's memory.
+With --report-only nothing is measured: the tables and the plot are made again from the figures that are there.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from utils.benchmarking import Seconds, describe_machine, median, time_by_turns
 from utils.errors import UserError, run_command
 from utils.files import read_json, write_json
 from utils.parallel import usable_cores
+from utils.plots import save_figure
 from utils.readme_tables import markdown_table, write_block
 from utils.tracking import REPOSITORY, provenance
 from working_with_text_data.bytepair_enc import GPT4_PATTERN, BytePairTokenizer
@@ -49,8 +51,8 @@ Row = dict[str, Any]
 class Benchmark:
     """The flags of this script."""
 
-    vocabularies: Path
-    """The folder with the published vocabularies' files, packed with gzip or not."""
+    vocabularies: Path | None = None
+    """The folder with the published vocabularies' files, packed with gzip or not: needed to measure."""
     prose: str = "python-docs"
     """English prose: python-docs, or a folder of books."""
     languages: Path | None = None
@@ -64,9 +66,11 @@ class Benchmark:
     repeats: int = 3
     """Runs of each; the median counts."""
     out: Path = RESULTS
-    """The folder for benchmark.json; the chapter's README gets the tables when it is the project's own."""
+    """The folder for benchmark.json and benchmark.png; the chapter's README gets the tables when it is its own."""
     only: tuple[str, ...] = ()
     """Some of encode, worst, train, memory, cores; all if not given."""
+    report_only: bool = False
+    """Measure nothing: make the tables and the plot again from benchmark.json."""
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------
@@ -441,6 +445,7 @@ def tables(report: dict[str, Any]) -> str:
     ]
     parts = [
         f"Measured on {where}; one thread each but in the rows of all cores. Ratios above 1 are faster than the peer.",
+        "![Times as fast as the peers, in encoding, decoding and training](bytepair_enc/results/benchmark.png)",
         markdown_table(
             [
                 f"`{rows[0]['vocabulary']}`" if rows else "",
@@ -463,10 +468,82 @@ def tables(report: dict[str, Any]) -> str:
     return "\n\n".join(parts).replace("| 0 |", "| |")
 
 
+_TASKS = ("repeated", "steady", "cold", "decode")
+_CORPORA: dict[str, dict[str, str]] = {
+    "prose": {"marker": "o", "color": "black"},
+    "code": {"marker": "s", "color": "0.65", "markeredgecolor": "black"},
+    "languages": {"marker": "^", "color": "white", "markeredgecolor": "black"},
+}
+_TRAINERS: dict[str, dict[str, str]] = {
+    "tokenizers": {"marker": "D", "color": "black"},
+    "rustbpe": {"marker": "X", "color": "white", "markeredgecolor": "black"},
+}
+
+
+def draw(path: Path, report: dict[str, Any]) -> None:
+    """The ratios of the tables as dots on one scale: one PNG, readable in black and white."""
+    from matplotlib.figure import Figure  # here, because it takes a second that most commands need not wait
+
+    rows = report["results"]
+    encode = [r for r in rows if r["task"] in _TASKS and r["vocabulary"] == rows[0]["vocabulary"]]
+    train = [r for r in rows if r["task"] == "train"]
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    panels = figure.subplots(1, 3, sharex=True, width_ratios=(1, 1, 0.9))
+
+    def dots(axes: Any, label: str, style: dict[str, str], shift: float, found: list[tuple[int, str]]) -> None:
+        x, y = [float(r) for _, r in found if r], [place + shift for place, r in found if r]
+        axes.plot(x, y, label=label, linestyle="", markersize=7.5, **style)
+
+    for axes, peer in zip(panels, ("tiktoken", "tokenizers"), strict=False):
+        for k, (corpus, style) in enumerate(_CORPORA.items()):
+            places = [(_TASKS.index(r["task"]), ratio(r, peer)) for r in encode if r["corpus"] == corpus]
+            dots(axes, corpus, style, 0.22 * (k - 1), places)
+        axes.set_title(f"text to ids and back, against {peer}", fontsize=11)
+        axes.set_yticks(range(len(_TASKS)), _TASKS)
+    for k, (peer, style) in enumerate(_TRAINERS.items()):
+        dots(panels[2], f"against {peer}", style, 0.1 * (2 * k - 1), [(i, ratio(r, peer)) for i, r in enumerate(train)])
+    panels[2].set_title("training on prose", fontsize=11)
+    panels[2].set_yticks(range(len(train)), [r["vocabulary"] for r in train])
+    shown = [x for axes in panels for line in axes.lines for x in line.get_xdata()]
+    low, high = min([0.1, *shown]) * 0.9, max([20, *shown]) * 1.05
+    ticks = [n * 10.0**p for p in range(-3, 4) for n in (1, 2, 5) if low < n * 10.0**p < high]
+    for axes in panels:
+        n = len(axes.get_yticks())
+        axes.set(xscale="log", xlim=(low, high), ylim=(n - 0.5, -0.75), xlabel="times as fast as the peer (log scale)")
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.axvline(1.0, color="black", linewidth=1.2)
+        for place in range(n - 1):
+            axes.axhline(place + 0.5, color="0.85", linewidth=0.8)
+        axes.grid(alpha=0.3, axis="x")
+        axes.tick_params(axis="y", length=0)
+        for at, word, side in ((0.93, "slower", "right"), (1.08, "faster", "left")):
+            axes.text(at, -0.55, word, fontsize=8.5, ha=side, va="center", style="italic")
+    flat = {"frameon": False, "handletextpad": 0.2}
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=3, **flat)
+    figure.legend(*panels[2].get_legend_handles_labels(), loc="outside lower right", ncols=2, **flat)
+    save_figure(path, figure)
+
+
 def main(options: Benchmark) -> None:
+    path = options.out / "benchmark.json"
+    if options.report_only and not path.is_file():
+        raise UserError(f"--report-only needs {path}, and there is none: measure first")
+    report = read_json(path) if options.report_only else measure(options, path)
+    draw(options.out / "benchmark.png", report)
+    print(f"Wrote {options.out / 'benchmark.png'}")
+    if options.out.resolve() == RESULTS and report["results"] and report["memory"]:
+        write_block(README, "benchmark", tables(report))
+        print(f"Wrote the tables in {README.relative_to(REPOSITORY)}")
+
+
+def measure(options: Benchmark, path: Path) -> dict[str, Any]:
+    """The contents of benchmark.json, which is written to `path` as well."""
     wanted = set(options.only or ("encode", "worst", "train", "memory", "cores"))
     if unknown := wanted - {"encode", "worst", "train", "memory", "cores"}:
         raise UserError(f"--only {sorted(unknown)[0]} is not one of encode, worst, train, memory, cores")
+    if options.vocabularies is None:
+        raise UserError("--vocabularies is needed to measure: the folder with the published vocabularies' files")
     texts = load_texts(options)
     for corpus, documents in texts.items():
         print(f"{corpus}: {len(documents):,} documents, {size_of(documents) / 1e6:.1f} MB")
@@ -507,14 +584,11 @@ def main(options: Benchmark) -> None:
         memory.append({"what": f"train {largest:,} tokens on prose", "bytes_added": added})
     report = {**provenance(), "machine": describe_machine(), "results": results, "memory": memory}
     report["versions"] |= {name: version_of(name) for name in ("tiktoken", "tokenizers", "rustbpe", "regex")}
-    path = options.out / "benchmark.json"
     if wanted == {"memory"} and path.is_file():  # takes the place of the older figures of memory alone
         report = read_json(path) | {"memory": [measured | {"commit": report["commit"]} for measured in memory]}
     write_json(path, report)
     print(f"\nWrote {path}")
-    if options.out.resolve() == RESULTS and report["results"] and report["memory"]:
-        write_block(README, "benchmark", tables(report))
-        print(f"Wrote the tables in {README.relative_to(REPOSITORY)}")
+    return report
 
 
 def version_of(name: str) -> str | None:
