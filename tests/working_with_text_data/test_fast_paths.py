@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import random
 import signal
 from collections import Counter
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import regex
@@ -20,6 +23,7 @@ from working_with_text_data.bytepair_enc import (
     GPT4_PATTERN,
     GPT4O_PATTERN,
     BytePairTokenizer,
+    counting,
     fast_encoding,
     ladder,
     training,
@@ -221,8 +225,6 @@ def test_counting_words_first_counts_the_same_pieces(name):
 
 
 def test_counts_are_the_same_for_any_number_of_processes(monkeypatch):
-    from working_with_text_data.bytepair_enc import counting
-
     monkeypatch.setattr(counting, "chunks_of", lambda texts: chunks_of(texts, 3_000))
     for limit in (10**6, 300):
         one = count_pieces(iter(TEXTS), GPT4_PATTERN, 1, limit)
@@ -279,6 +281,77 @@ def test_training_goes_on_after_an_interruption(tmp_path, monkeypatch):
     assert len(json.loads(gzip.decompress(checkpoint.read_bytes()))["merges"]) == 61  # the step was made whole
     assert training.learn_from_texts(never_read(), 150, GPT4_PATTERN, checkpoint=checkpoint) == whole
     assert training.learn_from_texts(never_read(), 100, GPT4_PATTERN, checkpoint=checkpoint) == whole[:100]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("max_pieces", [10**6, 300])
+def test_counting_goes_on_after_an_interruption(tmp_path, monkeypatch, processes, max_pieces):
+    """At any text, any number of times: no text is counted twice, none is left out."""
+    monkeypatch.setattr(counting, "chunks_of", lambda texts: chunks_of(texts, 3_000))
+    flags = {"max_pieces": max_pieces, "num_processes": processes}
+    whole = training.learn_from_texts(TEXTS, 100, GPT4_PATTERN, max_pieces=max_pieces)
+    checkpoint, counted, stops = tmp_path / "state.gz", count_chunk, [40, 400, 400, 1200, len(TEXTS) - 1]
+
+    def stopped(at):
+        for i, text in enumerate(TEXTS):
+            if i == at:
+                signal.raise_signal(signal.SIGINT)
+            yield text
+
+    texts_done = []
+    for at in stops:
+        with pytest.raises(KeyboardInterrupt):
+            training.learn_from_texts(stopped(at), 100, GPT4_PATTERN, checkpoint=checkpoint, **flags)
+        texts_done.append(json.loads(gzip.decompress(checkpoint.read_bytes()))["texts"])
+        assert texts_done[-1] <= at
+    assert texts_done == sorted(texts_done)
+    assert 0 < texts_done[-2] < len(TEXTS)
+
+    seen: list[str] = []
+
+    def noting(texts, pattern):
+        seen.extend(texts)
+        return counted(texts, pattern)
+
+    if processes == 1:
+        monkeypatch.setattr(counting, "count_chunk", noting)
+    assert training.learn_from_texts(TEXTS, 100, GPT4_PATTERN, checkpoint=checkpoint, **flags) == whole
+    assert processes == 2 or seen == TEXTS[texts_done[-1] :]
+    assert training.learn_from_texts(never_read(), 100, GPT4_PATTERN, checkpoint=checkpoint, **flags) == whole
+
+
+def test_a_kill_while_counting_loses_a_minute_at_most(tmp_path, monkeypatch):
+    monkeypatch.setattr(counting, "chunks_of", lambda texts: chunks_of(texts, 3_000))
+    monkeypatch.setattr(training, "_SAVE_EVERY", 1.0)
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=partial(next, itertools.count())))  # time flies
+
+    class KilledError(Exception):
+        pass
+
+    def killed():
+        yield from TEXTS[:1200]
+        raise KilledError  # which nothing waits for, or saves at
+
+    checkpoint = tmp_path / "state.gz"
+    with pytest.raises(KilledError):
+        training.learn_from_texts(killed(), 100, GPT4_PATTERN, checkpoint=checkpoint)
+    texts = json.loads(gzip.decompress(checkpoint.read_bytes()))["texts"]
+    assert 0 < texts < 1200
+    whole = training.learn_from_texts(TEXTS, 100, GPT4_PATTERN)
+    assert training.learn_from_texts(TEXTS, 100, GPT4_PATTERN, checkpoint=checkpoint) == whole
+
+
+def test_a_damaged_checkpoint_of_counting_is_refused(tmp_path):
+    checkpoint = tmp_path / "state.gz"
+    made_for = {"pattern": GPT4_PATTERN, "byte_order": list(range(256)), "max_pieces": 20_000_000, "corpus": ""}
+    for state in (
+        {"texts": 1, "pieces": ["a"], "counts": []},
+        {"texts": 1, "pieces": ["a"]},
+        {"texts": 1, "pieces": ["a"], "counts": ["b"]},
+    ):
+        checkpoint.write_bytes(gzip.compress(json.dumps(made_for | state).encode()))
+        with pytest.raises(ValueError, match=r"state\.gz is not a readable checkpoint"):
+            training.learn_from_texts(TEXTS, 5, GPT4_PATTERN, checkpoint=checkpoint)
 
 
 def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path):

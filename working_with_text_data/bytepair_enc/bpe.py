@@ -145,7 +145,7 @@ class BytePairTokenizer:
             num_processes: that count pieces at the same time. The vocabulary is the same for any number.
             progress: shows a progress bar.
             checkpoint: a file that is kept up to date meanwhile; where it is there already, training goes on from it
-                and the texts are not read again (see `training.learn_from_texts`).
+                and counts no text again (see `training.learn_from_texts`).
             corpus: what the texts are, in words; a checkpoint of another corpus is refused.
 
         Raises:

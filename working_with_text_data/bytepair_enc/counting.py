@@ -12,12 +12,14 @@ counted them: chunks are counted apart and added up in their order.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
+from utils.errors import interrupts_wait
 from utils.parallel import map_in_order
 from working_with_text_data.bytepair_enc.patterns import compile_pattern, split_into_pieces
 from working_with_text_data.bytepair_enc.word_cuts import CUTTERS, blocks, words_to_pieces
@@ -67,8 +69,23 @@ def count_chunk(texts: list[str], pattern: str) -> Counter[str]:
     return Counter(pieces)
 
 
+@dataclass
+class Counted:
+    """How far counting has come: with the texts behind these it goes on as if it had never stopped."""
+
+    texts: int = 0
+    """Texts whose pieces are counted, from the first one on."""
+    pieces: Counter[str] = field(default_factory=Counter)
+    """How often each piece stands in them."""
+
+
 def count_pieces(
-    texts: Iterable[str], pattern: str, num_processes: int = 1, max_pieces: int = 20_000_000
+    texts: Iterable[str],
+    pattern: str,
+    num_processes: int = 1,
+    max_pieces: int = 20_000_000,
+    counted: Counted | None = None,
+    after_chunk: Callable[[], None] | None = None,
 ) -> Counter[bytes]:
     """How often each piece stands in the texts, the pieces as UTF-8 bytes (lone surrogates as U+FFFD).
 
@@ -76,6 +93,8 @@ def count_pieces(
         texts: read once, one at a time.
         num_processes: that count at the same time. The counts are the same for any number.
         max_pieces: distinct pieces to remember; where there are more, the rarest are forgotten.
+        counted: what was counted before `texts`; it is kept up to date, also where Ctrl-C ends the counting.
+        after_chunk: called whenever it has changed.
 
     Raises:
         ValueError: the pattern does not compile, or a number is below 1.
@@ -83,15 +102,27 @@ def count_pieces(
     if max_pieces < 1:
         raise ValueError(f"max_pieces must be at least 1, got {max_pieces}")
     compile_pattern(pattern)
-    total: Counter[str] = Counter()
-    for counts in map_in_order(partial(count_chunk, pattern=pattern), chunks_of(texts), num_processes):
-        total.update(counts)
-        rarest = 0
-        while len(total) > max_pieces:
-            rarest += 1
-            total = Counter({piece: count for piece, count in total.items() if count > rarest})
+    counted = counted or Counted()
+    sizes: deque[int] = deque()  # texts in each of the chunks that are under way
+
+    def chunks() -> Iterator[list[str]]:
+        for chunk in chunks_of(texts):
+            sizes.append(len(chunk))
+            yield chunk
+
+    for counts in map_in_order(partial(count_chunk, pattern=pattern), chunks(), num_processes):
+        with interrupts_wait():  # so that a chunk is counted as a whole or not at all
+            counted.texts += sizes.popleft()
+            counted.pieces.update(counts)
+            rarest = 0
+            while len(counted.pieces) > max_pieces:
+                rarest += 1
+                kept = {piece: count for piece, count in counted.pieces.items() if count > rarest}
+                counted.pieces = Counter(kept)
+        if after_chunk is not None:
+            after_chunk()
     in_bytes: defaultdict[bytes, int] = defaultdict(int)
-    for piece, count in total.items():
+    for piece, count in counted.pieces.items():
         try:
             in_bytes[piece.encode("utf-8")] += count
         except UnicodeEncodeError:

@@ -39,7 +39,7 @@ class TrainTokenizer(CorpusOptions):
     processes: int = field(default_factory=usable_cores)
     """Processes that count words; any number gives the same tokenizer."""
     checkpoint: Path | None = None
-    """A file that is kept up to date once the words are counted: the same command goes on from it after a stop."""
+    """A file that is kept up to date meanwhile: the same command goes on from it after a stop."""
     sentence: str = "The quick brown fox doesn't jump over 12345 lazy dogs."
     """Shown as the tokenizer splits it."""
 

@@ -20,11 +20,11 @@ from __future__ import annotations
 import gzip
 import heapq
 import json
-import math
 import time
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from utils.errors import interrupts_wait
 from utils.files import write_bytes
-from working_with_text_data.bytepair_enc.counting import count_pieces
+from working_with_text_data.bytepair_enc.counting import Counted, count_pieces
 from working_with_text_data.bytepair_enc.ladder import Pair
 
 _SAVE_EVERY = 60.0  # seconds
@@ -187,10 +187,9 @@ def learn_from_texts(
     """`learn_merges` of the pieces of `texts`.
 
     Args:
-        texts: read once, one at a time; not at all where there is a checkpoint.
-        checkpoint: a file to which the state goes when the pieces are counted, every minute after, and when the work is
-            interrupted, so that no merge is learned twice. It stays there at the end, and a larger `n_merges` goes on
-            from it.
+        texts: read once, one at a time, in the same order each time; not at all where a checkpoint has their counts.
+        checkpoint: a file to which the state goes every minute and when the work is interrupted, so that no text is
+            counted and no merge learned twice. It stays there at the end, and a larger `n_merges` goes on from it.
         corpus: what the texts are, in words. A checkpoint of other words is refused. The texts themselves cannot be
             compared without reading them: who changes them, deletes the file.
 
@@ -198,46 +197,100 @@ def learn_from_texts(
         ValueError: the texts are empty, the checkpoint is another's or damaged, or as `count_pieces`.
     """
     made_for = {"pattern": pattern, "byte_order": list(byte_order), "max_pieces": max_pieces, "corpus": corpus}
-    if checkpoint is not None and Path(checkpoint).is_file():
-        learner = _load_state(Path(checkpoint), made_for)
-        if progress:
-            tqdm.write(f"Going on from {checkpoint} with {len(learner.merges):,} merges; the corpus is not read again")
-    else:
-        piece_counts = count_pieces(texts, pattern, num_processes, max_pieces)
-        if not piece_counts:
-            raise ValueError("there is no text to train a tokenizer on: the corpus is empty")
-        learner = MergeLearner.from_pieces(piece_counts, byte_order)
+    kept = _Checkpoint(None if checkpoint is None else Path(checkpoint), made_for)
+    state = kept.load()
+    if progress and (how_far := _how_far(state)):
+        tqdm.write(f"Going on from {checkpoint} with {how_far}")
+    learner = state if isinstance(state, MergeLearner) else _count(texts, state, kept, num_processes)
     hidden = None if progress else True  # None: no bar where nobody watches
-    saved = -math.inf
+    kept.save(learner)
     # A merge that is half done would be saved as a whole one: so Ctrl-C waits for its end.
     with (
         tqdm(total=n_merges, initial=len(learner.merges), desc="merges", unit="merge", disable=hidden) as bar,
         interrupts_wait() as interrupted,
     ):
         while len(learner.merges) < n_merges and not interrupted():
-            if checkpoint is not None and time.monotonic() > saved + _SAVE_EVERY:
-                _save_state(Path(checkpoint), learner, made_for)
-                saved = time.monotonic()
+            kept.save_at_times(learner)
             if not learner.step(min_frequency):
                 break
             bar.update()
-        if checkpoint is not None:
-            _save_state(Path(checkpoint), learner, made_for)
+        kept.save(learner)
     return learner.merges[:n_merges]
 
 
-def _save_state(path: Path, learner: MergeLearner, made_for: dict[str, Any]) -> None:
-    state = made_for | {"merges": learner.merges, "words": learner.words, "frequency": learner.frequency}
-    write_bytes(path, gzip.compress(json.dumps(state).encode("ascii"), compresslevel=1, mtime=0))
-
-
-def _load_state(path: Path, made_for: dict[str, Any]) -> MergeLearner:
+def _count(texts: Iterable[str], counted: Counted, kept: _Checkpoint, num_processes: int) -> MergeLearner:
+    """Counts the texts that are not in `counted` yet."""
+    pattern, byte_order, max_pieces = (kept.made_for[name] for name in ("pattern", "byte_order", "max_pieces"))
+    rest = islice(texts, counted.texts, None)
     try:
-        state = json.loads(gzip.decompress(path.read_bytes()))
-        learner = MergeLearner(state["words"], state["frequency"], [(a, b) for a, b in state["merges"]])
-        differing = [name for name, value in made_for.items() if state[name] != value]
-    except (ValueError, KeyError, TypeError, EOFError, OSError, RecursionError, zlib.error):
-        raise ValueError(f"{path} is not a readable checkpoint of training: delete it to begin anew") from None
-    for name in differing:
-        raise ValueError(f"{path} was made with another {name}: delete it to begin anew")
-    return learner
+        pieces = count_pieces(rest, pattern, num_processes, max_pieces, counted, lambda: kept.save_at_times(counted))
+        if not pieces:
+            raise ValueError("there is no text to train a tokenizer on: the corpus is empty")
+        return MergeLearner.from_pieces(pieces, byte_order)
+    except KeyboardInterrupt:
+        kept.save(counted)
+        raise
+
+
+def _how_far(state: MergeLearner | Counted) -> str:
+    """For people; empty at the beginning."""
+    if isinstance(state, MergeLearner):
+        return f"{len(state.merges):,} merges; the corpus is not read again"
+    return f"{state.texts:,} texts counted, which are read again but not counted again" if state.texts else ""
+
+
+class _Checkpoint:
+    """The file that the state of training goes to, if there is to be one.
+
+    Args:
+        made_for: what a state has to have been made for, to be gone on from.
+    """
+
+    def __init__(self, path: Path | None, made_for: dict[str, Any]) -> None:
+        self.path, self.made_for = path, made_for
+        self._next = time.monotonic() + _SAVE_EVERY
+
+    def save_at_times(self, state: MergeLearner | Counted) -> None:
+        """Saves it once a minute, or less often where that takes long."""
+        if time.monotonic() > self._next:
+            self.save(state)
+
+    def save(self, state: MergeLearner | Counted) -> None:
+        """Writes the state, atomically."""
+        if self.path is None:
+            return
+        begun = time.monotonic()
+        if isinstance(state, MergeLearner):
+            content = {"merges": state.merges, "words": state.words, "frequency": state.frequency}
+        else:
+            pieces = state.pieces
+            content = {"texts": state.texts, "pieces": list(pieces), "counts": list(pieces.values())}
+        data = json.dumps(self.made_for | content).encode("ascii")
+        write_bytes(self.path, gzip.compress(data, compresslevel=1, mtime=0))
+        now = time.monotonic()
+        self._next = now + max(_SAVE_EVERY, 10 * (now - begun))
+
+    def load(self) -> MergeLearner | Counted:
+        """The state in the file; the beginning of all if there is none.
+
+        Raises:
+            ValueError: the file is damaged, or made for something else.
+        """
+        if self.path is None or not self.path.is_file():
+            return Counted()
+        state: MergeLearner | Counted
+        try:
+            content = json.loads(gzip.decompress(self.path.read_bytes()))
+            if "merges" in content:
+                merges = [(a, b) for a, b in content["merges"]]
+                state = MergeLearner(content["words"], content["frequency"], merges)
+            else:
+                state = Counted(content["texts"])
+                for piece, count in zip(content["pieces"], content["counts"], strict=True):
+                    state.pieces[piece] += count
+            differing = [name for name, value in self.made_for.items() if content[name] != value]
+        except (ValueError, KeyError, TypeError, EOFError, OSError, RecursionError, zlib.error):
+            raise ValueError(f"{self.path} is not a readable checkpoint of training: delete it to begin anew") from None
+        for name in differing:
+            raise ValueError(f"{self.path} was made with another {name}: delete it to begin anew")
+        return state
