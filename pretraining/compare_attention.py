@@ -146,7 +146,7 @@ def main(options: CompareAttention) -> None:
             pretrain(healing)
             results["converted"].append({"name": name, "before": before, **figures(folder)})
     results |= {
-        "options": {k: str(v) for k, v in vars(options).items()},
+        "options": {k: str(v) for k, v in vars(options).items() if k not in ("out", "readme", "report_only")},
         "machine": describe_machine(),
         "made_by": provenance(),
     }
