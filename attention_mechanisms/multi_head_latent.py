@@ -41,6 +41,13 @@ from attention_mechanisms.masks import causal_mask
 from attention_mechanisms.rotary import Rotary
 
 
+class LatentNorm(nn.RMSNorm):
+    """RMSNorm in the number format of its weights, also under autocast, where the latent comes in half precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
 class MultiHeadLatentAttention(nn.Module):
     """Causal self-attention whose keys and values come from a latent vector.
 
@@ -81,7 +88,7 @@ class MultiHeadLatentAttention(nn.Module):
         self.scale = (self.head_dim + self.d_rope) ** -0.5
 
         def norm(width: int) -> nn.Module:
-            return nn.RMSNorm(width, eps=1e-6) if latent_norm else nn.Identity()
+            return LatentNorm(width, eps=1e-6) if latent_norm else nn.Identity()
 
         d_query = n_head * (self.head_dim + self.d_rope)
         self.q_down = nn.Identity() if d_query_latent is None else nn.Linear(d_model, d_query_latent, bias=False)
