@@ -34,7 +34,7 @@ from attention_mechanisms.kv_cache import KVCache, RollingCache
 from attention_mechanisms.masks import visible
 from attention_mechanisms.rotary import Rotary
 
-_BLOCK = 256  # queries that are computed together; keys read are (B + W) / W times those needed, but B = 64 was slower
+_BLOCK = 128  # queries computed together: larger reads more keys in vain, smaller makes more calls
 
 
 class SlidingWindowAttention(GroupedQueryAttention):
