@@ -52,8 +52,16 @@ def copy_llama(theirs: Any, ours: Any) -> None:
         ours.c_proj.weight.copy_(theirs.o_proj.weight)
 
 
-def assert_same_gradients(theirs: Any, ours: Any) -> None:
-    """Of the same two modules, after a backward pass through each."""
+def assert_same_attention(theirs: Any, ours: Any, x: Tensor, positions: Any, hidden: Tensor) -> None:
+    """Outputs, weights and gradients of modules that `copy_llama` made equal; `hidden`: what theirs adds to scores."""
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y_theirs, weights_theirs = theirs(b, positions, hidden)
+    y_ours = ours(a)
+    torch.testing.assert_close(y_ours, y_theirs)
+    torch.testing.assert_close(ours.reference(a)[1], weights_theirs)
+    y_ours.square().sum().backward()
+    y_theirs.square().sum().backward()
+    torch.testing.assert_close(a.grad, b.grad)
     parts = [theirs.q_proj.weight.grad, theirs.k_proj.weight.grad, theirs.v_proj.weight.grad]
     torch.testing.assert_close(ours.c_attn.weight.grad, torch.cat(parts))
     torch.testing.assert_close(ours.c_proj.weight.grad, theirs.o_proj.weight.grad)
