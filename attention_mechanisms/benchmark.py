@@ -285,7 +285,7 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
-def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+def in_a_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """`function(*arguments)` in a fresh process, which has no other's memory."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
@@ -328,7 +328,7 @@ def measure(options: Benchmark) -> dict[str, Any]:
                 at = lengths[-2] if len(lengths) > 1 else lengths[-1]
                 timed_there = next(row for row in results if is_row(row, "prefill", dtype, at))["seconds"]
                 some = list(timed_there)[:1] if options.quick else list(timed_there)  # a process each takes seconds
-                peaks = {name: alone(peak_of_prefill, name, at, dtype, options) for name in some}
+                peaks = {name: in_a_fresh_process(peak_of_prefill, name, at, dtype, options) for name in some}
                 memory.append(
                     {"dtype": dtype, "context": at, "bytes": {n: b for n, b in peaks.items() if b is not None}}
                 )

@@ -172,7 +172,6 @@ class Convert:
 
 def main(options: Convert) -> None:
     from gpt_model.pretrained import load_model, load_tokenizer
-    from gpt_model.show_variant import cache_bytes
 
     if options.out.resolve() == options.model.resolve():
         raise UserError("--out is the model itself: choose another folder")
@@ -191,7 +190,7 @@ def main(options: Convert) -> None:
     print(
         f"{model.n_parameters:,} parameters became {variant.n_parameters:,}; the cache of {length:,} tokens, ", end=""
     )
-    print(f"{cache_bytes(model, length):,} bytes, became {cache_bytes(variant, length):,} (half precision)")
+    print(f"{model.cache_bytes(length):,} bytes, became {variant.cache_bytes(length):,} (half precision)")
     print(f"Wrote {options.out}")
     folder = shlex.quote(str(options.out))
     command = f"python pretraining/pretrain_simple.py --from-model {folder} --run {folder}-healed --steps 300"

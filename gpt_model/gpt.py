@@ -227,6 +227,10 @@ class GPT(nn.Module):
         layers = [block.attn.make_cache(batch_size, length, padding) for block in self.transformer.blocks]
         return LayerCaches(layers, padding)
 
+    def cache_bytes(self, n_tokens: int, bytes_per_number: int = 2) -> int:
+        """Bytes that a text of `n_tokens` keeps in the caches of all blocks, by the formulas of `AttentionCost`."""
+        return sum(block.attn.cost(n_tokens).cache_bytes(bytes_per_number) for block in self.transformer.blocks)
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from attention_mechanisms.attention_maps import all_heads, cache_growth, one_head, to_png
 from gpt_model.gpt import GPT
-from gpt_model.show_variant import cache_bytes
 from utils.devices import pick_device
 from utils.errors import UserError, run_command
 from utils.files import require_writable, write_bytes
@@ -80,7 +79,7 @@ def main(options: ShowAttention) -> None:
     weights = attention_weights(model, torch.tensor([ids], device=model.device))[options.layer][0]  # (n_head, T, T)
     tokens = [tokenizer.decode([i]) for i in ids]
     lengths = [config.context_length * i // 16 or 1 for i in range(1, 17)]
-    held = [cache_bytes(model, n) for n in lengths]
+    held = [model.cache_bytes(n) for n in lengths]
     pictures = {
         f"layer-{options.layer}.png": all_heads(weights, f"{type(model).__name__}, layer {options.layer}"),
         f"layer-{options.layer}-head-{options.head}.png": one_head(

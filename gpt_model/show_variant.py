@@ -9,11 +9,6 @@ from gpt_model.gpt import GPT, GPTConfig
 from utils.readme_tables import markdown_table
 
 
-def cache_bytes(model: GPT, n_tokens: int, bytes_per_number: int = 2) -> int:
-    """Bytes that a text of `n_tokens` keeps in the caches of all blocks, by the formulas of the attention modules."""
-    return sum(block.attn.cost(n_tokens).cache_bytes(bytes_per_number) for block in model.transformer.blocks)
-
-
 def show_variant(variant: type[GPT], small: GPTConfig) -> None:
     """Prints parameters and cache bytes at the 124M shape beside plain GPT's, and a few tokens of a `small` model."""
     long = 32_768
@@ -21,7 +16,7 @@ def show_variant(variant: type[GPT], small: GPTConfig) -> None:
     with torch.device("meta"):  # shapes without memory
         plain = GPT(GPTConfig(positions="rope", context_length=long))
         for model in (plain, variant(variant.config_class(context_length=long))):
-            cache = [f"{cache_bytes(model, n) / 2**20:,.1f}" for n in (1024, 8192, long)]
+            cache = [f"{model.cache_bytes(n) / 2**20:,.1f}" for n in (1024, 8192, long)]
             rows.append([type(model).__name__, f"{model.n_parameters:,}", *cache])
     print("At GPT-2's smallest shape, cache of one text in half precision:\n")
     print(markdown_table(["model", "parameters", "MiB at 1k tokens", "at 8k", "at 32k"], rows, "lrrrr"))

@@ -24,7 +24,6 @@ import torch
 from gpt_model import GPT, load_model
 from gpt_model.convert import rank_for_energy, to_grouped_query, to_latent, to_sliding_window
 from gpt_model.evaluate import bytes_of_tokens, evaluate_windows
-from gpt_model.show_variant import cache_bytes
 from pretraining.pretrain_simple import PretrainSimple, make_model
 from pretraining.pretrain_simple import main as pretrain
 from utils.benchmarking import describe_machine
@@ -63,14 +62,21 @@ class CompareAttention:
     window: int = 32
     """Tokens that sliding windows see."""
     n_layer: int = 4
+    """Blocks of the models trained from nothing."""
     n_head: int = 4
+    """Their attention heads."""
     d_model: int = 192
+    """Their width."""
     context_length: int = 128
+    """Tokens that they see at once."""
     batch_size: int = 16
+    """Windows in each step."""
     energy: float = 0.9
     """Of conversion to latents: the share of the squared singular values to keep."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
     seed: int = 0
+    """Decides initial weights and the order of the data."""
 
 
 def equally_large(options: PretrainSimple, shards: TokenShards, n_parameters: int) -> PretrainSimple:
@@ -174,7 +180,7 @@ def figures(run: Path) -> dict[str, Any]:
     """What a finished run says of itself."""
     made = read_json(run / "model" / "scratchbook.json")
     model = load_model(run / "model")
-    cache = cache_bytes(model, model.config.context_length)
+    cache = model.cache_bytes(model.config.context_length)
     return {
         "parameters": model.n_parameters,
         "d_ff": model.config.d_ff or 4 * model.config.d_model,

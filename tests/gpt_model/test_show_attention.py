@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers
 
 from attention_mechanisms.attention_maps import all_heads, one_head, readable
-from gpt_model.pretrained import to_huggingface
 from gpt_model.show_attention import ShowAttention, attention_weights, main
+from tests.gpt_model.test_gpt import as_transformers
 from tests.gpt_model.test_variants import every_variant, lively
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 
 
 def test_the_weights_are_those_of_transformers():
     model = lively("learned")
-    c = model.config
-    theirs = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=c.vocab_size, n_positions=c.context_length, n_layer=c.n_layer, n_head=c.n_head, n_embd=c.d_model
-        )
-    ).eval()
-    theirs.load_state_dict(to_huggingface(model), strict=False)
+    theirs = as_transformers(model).eval()
     theirs.set_attn_implementation("eager")
     ids = torch.randint(0, 61, (2, 9))
     expected = theirs(ids, output_attentions=True).attentions

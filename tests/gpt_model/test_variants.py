@@ -28,7 +28,6 @@ from gpt_model import (
 from gpt_model.convert import rank_for_energy, to_grouped_query, to_latent, to_sliding_window
 from gpt_model.gpt import GPT2_124M, GPT2_355M, GPT2_774M, GPT2_1558M
 from gpt_model.pretrained import model_type
-from gpt_model.show_variant import cache_bytes
 
 SHAPE: dict[str, Any] = {"vocab_size": 61, "context_length": 24, "n_layer": 2, "n_head": 4, "d_model": 32}
 MAKERS = {
@@ -124,7 +123,7 @@ def test_a_damaged_config_is_refused_with_its_path(change, tmp_path):
 @every_variant
 def test_the_cache_holds_what_the_formula_says(name):
     model = lively(name)
-    assert model.make_cache(1, 20).nbytes == cache_bytes(model, 20, bytes_per_number=4)
+    assert model.make_cache(1, 20).nbytes == model.cache_bytes(20, bytes_per_number=4)
 
 
 @every_variant
@@ -136,6 +135,20 @@ def test_half_precision_stays_half_precision(name):
     assert logits.dtype == torch.bfloat16
     assert {buffer.dtype for layer in cache.layers for buffer in layer.buffers} == {torch.bfloat16}
     torch.testing.assert_close(logits.float(), lively(name)(ids), atol=0.15, rtol=0.1)
+
+
+@every_variant
+def test_mixed_precision_trains_and_goes_through_the_cache_without_a_warning(name):
+    model = lively(name)
+    ids = torch.randint(0, 61, (2, 20))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(ids)
+        cache = model.make_cache(2)
+        with torch.no_grad():
+            cached = torch.cat([model(part, cache) for part in ids.split([7, 1, 12], dim=1)], dim=1)
+    torch.testing.assert_close(cached.float(), logits.float(), atol=0.15, rtol=0.1)
+    logits.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 @every_variant
