@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from working_with_text_data.exercises import attempt as attempt
+from utils.exercises import attempt as attempt
 
 Function = Callable[..., Any]
 

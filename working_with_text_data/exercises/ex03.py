@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import regex
 
+from utils.exercises import attempt as attempt
 from working_with_text_data.bytepair_enc import BytePairTokenizer
-from working_with_text_data.exercises import attempt as attempt
 
 _TEXT = "the red dog sees the red door, the red dog reads the letter. " * 3
 _TYPED = ("hello", "stop<|end|>now", "<|user|>", "a<|assistant|>b<|user|>c", "")

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from utils.exercises import attempt as attempt
 from working_with_text_data.bytepair_enc import GPT2_PATTERN
 from working_with_text_data.bytepair_enc.patterns import compile_pattern, split_into_pieces
-from working_with_text_data.exercises import attempt as attempt
 
 Array = npt.NDArray[Any]
 

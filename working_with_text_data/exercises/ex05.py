@@ -10,20 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from working_with_text_data.exercises import attempt as attempt
+from utils.exercises import attempt as attempt
+from utils.exercises import require_an_answer
 
 Array = npt.NDArray[Any]
 Row = list[int]
 Lines = list[tuple[str, str]]
 
 
-def _require_an_answer(value: object) -> None:
-    assert value is not None and value is not ..., "your function returns nothing: write its body, with a `return`"
-
-
 def check_count_windows(answer: Callable[[int, int, int], int]) -> None:
     """`count_windows(n, context_length, stride)`: how many windows with their targets fit into n ids."""
-    _require_an_answer(answer(7, 4, 1))
+    require_an_answer(answer(7, 4, 1))
     cases = [(n, t, s) for n in range(1, 30) for t in range(1, 8) for s in range(1, 10)]
     right = {case: len(range(0, case[0] - case[1], case[2])) for case in cases}
     given = {case: answer(*case) for case in cases}
@@ -50,7 +47,7 @@ def check_count_windows(answer: Callable[[int, int, int], int]) -> None:
 
 def check_target_counts(answer: Callable[[int, int, int], Array]) -> None:
     """`target_counts(n, context_length, stride)`: how often each of n ids is a target, an array of n numbers."""
-    _require_an_answer(answer(7, 4, 1))
+    require_an_answer(answer(7, 4, 1))
     for n, t, s in [(13, 4, 4), (13, 4, 2), (13, 4, 1), (14, 4, 6), (21, 5, 3), (6, 5, 5)]:
         given = np.asarray(answer(n, t, s))
         starts = range(0, n - t, s)
@@ -81,7 +78,7 @@ def check_join_documents(answer: Callable[[list[Row], int], Row]) -> None:
     documents, end = [[5, 2], [9], [], [4, 7, 1]], 99
     before = copy.deepcopy(documents)
     given = answer(documents, end)
-    _require_an_answer(given)
+    require_an_answer(given)
     row, right = list(given), [5, 2, 99, 9, 99, 99, 4, 7, 1, 99]
     assert documents == before, "the documents that were given have changed: build a new row, do not append to them"
     assert end in row, "nothing stands between the documents: a model would learn to go on from one to the next"
@@ -99,7 +96,7 @@ def check_split_by_document(answer: Callable[[Lines, int], tuple[Lines, Lines]])
         (f"book {d}", f"line {i}") for d, n in zip("hcgfbead", (3, 1, 2, 4, 2, 3, 1, 2), strict=True) for i in range(n)
     ]
     given = answer(list(lines), 4)
-    _require_an_answer(given)
+    require_an_answer(given)
     assert isinstance(given, tuple) and len(given) == 2, "return two lists: (train, validation)"
     train, validation = map(list, given)
     names = list(dict.fromkeys(name for name, _ in lines))
@@ -120,7 +117,7 @@ def check_split_by_document(answer: Callable[[Lines, int], tuple[Lines, Lines]])
 
 def check_bits_per_byte(answer: Callable[[float, int, str], float]) -> None:
     """`bits_per_byte(loss, n_tokens, text)`: of a loss in nats a token, on a text of so many tokens."""
-    _require_an_answer(answer(1.0, 3, "abcdef"))
+    require_an_answer(answer(1.0, 3, "abcdef"))
     for loss, n_tokens, text in [(math.log(2), 3, "abcdef"), (5.5, 4, "Größe: 3 €"), (0.7, 9, "日本語のテキスト")]:
         given, n_bytes = float(answer(loss, n_tokens, text)), len(text.encode("utf-8"))
         right = loss * n_tokens / n_bytes / math.log(2)
@@ -146,7 +143,7 @@ def check_batch_at(answer: Callable[[Array, int, int, int, int], tuple[Array, Ar
     n, t, b = 101, 5, 4
     ids = np.arange(1000, 1000 + n)  # 20 windows side by side, so 5 batches an epoch
     first = answer(ids, t, b, 0, 0)
-    _require_an_answer(first)
+    require_an_answer(first)
     again = answer(ids, t, b, 0, 0)
     steps = [answer(ids, t, b, 0, step) for step in range(10)]
     for inputs, targets in steps:
