@@ -4,14 +4,18 @@ python attention_mechanisms/benchmark.py
 
     decode    one new token with the cache full: what each step of writing takes. Nearly all of it is reading, of the
               cache and of the layer's weights
-    alone     the same without the projections, which are as large in nearly all kinds: scores, sums and the cache
     prefill   a whole text in one pass, without a cache: what reading a prompt, or training, takes. Nearly all of it is
               arithmetic, T² of it where every token sees every other.
+    alone     either of them without the projections, which are as large in nearly all kinds: scores, sums and the
+              cache (and, in the latent kinds, what is made of latents)
+    in a row  decode alone, each kind ten times before the next one has its turn
     cache     bytes that a live cache holds, beside what the formula of `cost` says
     memory    the most bytes that a prefill holds on top of its weights and its text
 
 Ratios are to multi-head attention in the same turns: 2.00 is twice as fast. A turn runs all kinds once, so each finds
 the processor's caches full of the others' numbers; so would a layer within a model find them full of other layers'.
+Ten times in a row, a small cache stays in the processor's: that is the layer by itself, and what most microbenchmarks
+show.
 
 Before anything is timed, `forward` is compared with `reference`, and a step through the cache with the last row of it.
 """
@@ -19,17 +23,11 @@ Before anything is timed, `forward` is compared with `reference`, and a step thr
 from __future__ import annotations
 
 import copy
-import gc
-import io
-import itertools
-import math
-import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -41,20 +39,34 @@ from attention_mechanisms.multi_head import MultiHeadAttention
 from attention_mechanisms.multi_head_latent import MultiHeadLatentAttention
 from attention_mechanisms.rotary import Rotary
 from attention_mechanisms.sliding_window import SlidingWindowAttention
-from utils.benchmarking import Seconds, describe_machine, median, time_by_turns
+from utils.context_report import (
+    Row,
+    cache_table,
+    draw,
+    dtypes_of,
+    growth,
+    is_row,
+    line_of,
+    memory_columns,
+    speed_table,
+    where,
+)
+from utils.device_benchmarking import as_many_turns, describe_device, in_a_fresh_process, lengthening, peak_bytes
 from utils.devices import pick_device
 from utils.errors import UserError, run_command
-from utils.files import read_json, require_writable, write_bytes, write_json
-from utils.readme_tables import markdown_table, with_block, write_block
+from utils.files import read_json, require_writable, write_json
+from utils.readme_tables import require_markers, write_block
 from utils.tracking import REPOSITORY, provenance
 
 RESULTS = REPOSITORY / "attention_mechanisms" / "results"
 README = REPOSITORY / "attention_mechanisms" / "README.md"
 D_MODEL, N_HEAD = 768, 12  # GPT-2 124M
 D_LATENT, D_ROPE = 256, 32
-BASE = "multi-head"
+NAIVE = "latent, naive"
+_IN_A_ROW = 10
 NumberFormat = Literal["float32", "bfloat16"]
-Row = dict[str, Any]
+DecodeTask = Literal["decode", "alone", "in a row"]
+PrefillTask = Literal["prefill", "prefill alone"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,11 @@ class Benchmark:
                 object.__setattr__(self, name, value)
 
     @property
+    def prefill_contexts(self) -> list[int]:
+        """Those contexts that are prefilled, in rising order."""
+        return [context for context in sorted(set(self.contexts)) if context <= self.max_prefill]
+
+    @property
     def readme_path(self) -> Path | None:
         """The file that gets the tables."""
         return README if self.readme is None and self.out.resolve() == RESULTS else self.readme
@@ -119,12 +136,12 @@ def kinds(longest: int, window: int) -> dict[str, Callable[[], nn.Module]]:
     """name -> a maker of that attention layer, for texts of up to `longest` tokens."""
     rotary = Rotary(D_ROPE, longest)  # for the latent kinds; the others leave positions to the embedding, as GPT-2 does
     return {
-        BASE: partial(MultiHeadAttention, D_MODEL, N_HEAD),
+        "multi-head": partial(MultiHeadAttention, D_MODEL, N_HEAD),
         "grouped-query, 4": partial(GroupedQueryAttention, D_MODEL, N_HEAD, 4),
         "grouped-query, 3": partial(GroupedQueryAttention, D_MODEL, N_HEAD, 3),
         "multi-query, 1": partial(GroupedQueryAttention, D_MODEL, N_HEAD, 1),
         "latent, absorbed": partial(MultiHeadLatentAttention, D_MODEL, N_HEAD, D_LATENT, rotary=rotary),
-        "latent, naive": partial(NaiveLatentAttention, D_MODEL, N_HEAD, D_LATENT, rotary=rotary),
+        NAIVE: partial(NaiveLatentAttention, D_MODEL, N_HEAD, D_LATENT, rotary=rotary),
         f"window {window}": partial(SlidingWindowAttention, D_MODEL, N_HEAD, window),
         f"window {window}, 4 sinks": partial(SlidingWindowAttention, D_MODEL, N_HEAD, window, 4),
     }
@@ -132,7 +149,7 @@ def kinds(longest: int, window: int) -> dict[str, Callable[[], nn.Module]]:
 
 def prefilled(names: Sequence[str]) -> list[str]:
     """Those that differ in prefill: both latent kinds do the same there."""
-    return [name for name in names if name != "latent, naive"]
+    return [name for name in names if name != NAIVE]
 
 
 def build(make: Callable[[], nn.Module], dtype: NumberFormat, device: torch.device) -> Any:
@@ -174,31 +191,6 @@ def full_cache(layer: Any, context: int) -> Any:
     return cache
 
 
-def timed(
-    contestants: Mapping[str, Callable[[], object]],
-    options: Benchmark,
-    device: torch.device,
-    prepare: Mapping[str, Callable[[], object]] | None = None,
-) -> Seconds:
-    """As many turns as there is time for. The first warms up, unless it took all the time: then it counts."""
-
-    def finished(run: Callable[[], object]) -> None:
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    contestants = {name: partial(finished, run) for name, run in contestants.items()}
-    if device.type == "cuda":
-        time_by_turns(contestants, 1, prepare)  # compiles kernels, which may take all the time
-    first = time_by_turns(contestants, 1, prepare)
-    turn = sum(runs[0] for runs in first.values())
-    repeats = min(options.repeats, max(2, int(options.seconds / turn)))
-    if turn < options.seconds:
-        return time_by_turns(contestants, repeats, prepare)
-    more = time_by_turns(contestants, repeats - 1, prepare)
-    return {name: first[name] + more[name] for name in contestants}
-
-
 class Identity(nn.Module):
     """What comes in goes out."""
 
@@ -206,11 +198,10 @@ class Identity(nn.Module):
         return x
 
 
-def without_projections(layer: Any) -> Any:
-    """The layer with queries, keys, values or latents of one token computed beforehand, and no output projection."""
+def without_projections(layer: Any, x: Tensor) -> Any:
+    """The layer with the queries, keys, values or latents of `x` computed beforehand, and no output projection."""
     bare = copy.copy(layer)
     bare._modules = dict(layer._modules)
-    x = random_text(1, "float32", torch.device("cpu")).to(layer.c_proj.weight)
     bare.c_proj = Identity()
     if isinstance(layer, MultiHeadLatentAttention):
         q, latents = layer.queries(x), layer.latents(x)
@@ -222,38 +213,51 @@ def without_projections(layer: Any) -> Any:
 
 
 def measure_decode(
-    layers: dict[str, Any], context: int, dtype: NumberFormat, options: Benchmark, alone: bool = False
+    task: DecodeTask,
+    layers: dict[str, Any],
+    context: int,
+    dtype: NumberFormat,
+    options: Benchmark,
 ) -> Row:
-    """One new token behind a full cache; `alone` without the projections."""
+    """One new token behind a full cache; alone without the projections, in a row several times that."""
     device = pick_device(options.device)
-    number = 4 if dtype == "float32" else 2
-    formula = {name: layer.cost(context).cache_bytes(number) for name, layer in layers.items()}
-    if alone:
-        layers = {name: without_projections(layer) for name, layer in layers.items()}
     x = random_text(1, dtype, device)
     caches = {name: full_cache(layer, context) for name, layer in layers.items()}
-    seconds = timed(
-        {name: partial(layer, x, caches[name]) for name, layer in layers.items()},
-        options,
-        device,
-        {name: partial(cache.truncate, context - 1) for name, cache in caches.items()},
-    )
+    bare = {name: layer if task == "decode" else without_projections(layer, x) for name, layer in layers.items()}
+    times = _IN_A_ROW if task == "in a row" else 1
+
+    def step(name: str) -> None:
+        for _ in range(times):
+            caches[name].length = context - 1
+            bare[name](x, caches[name])
+
+    contestants = {name: partial(step, name) for name in layers if times == 1 or name != NAIVE}
+    seconds = as_many_turns(contestants, options.seconds, options.repeats, device)
+    number = 4 if dtype == "float32" else 2
     return {
-        "task": "alone" if alone else "decode",
+        "task": task,
         "dtype": dtype,
         "context": context,
-        "seconds": seconds,
+        "seconds": {name: [run / times for run in runs] for name, runs in seconds.items()},
         "cache_bytes": {name: cache.nbytes for name, cache in caches.items()},
-        "formula_bytes": formula,
+        "formula_bytes": {name: layer.cost(context).cache_bytes(number) for name, layer in layers.items()},
     }
 
 
-def measure_prefill(layers: dict[str, Any], context: int, dtype: NumberFormat, options: Benchmark) -> Row:
-    """A whole text without a cache."""
+def measure_prefill(
+    task: PrefillTask,
+    layers: dict[str, Any],
+    context: int,
+    dtype: NumberFormat,
+    options: Benchmark,
+) -> Row:
+    """A whole text without a cache; alone without the projections."""
     device = pick_device(options.device)
     x = random_text(context, dtype, device)
-    seconds = timed({name: partial(layer, x) for name, layer in layers.items()}, options, device)
-    return {"task": "prefill", "dtype": dtype, "context": context, "seconds": seconds}
+    bare = {name: layer if task == "prefill" else without_projections(layer, x) for name, layer in layers.items()}
+    contestants = {name: partial(layer, x) for name, layer in bare.items()}
+    seconds = as_many_turns(contestants, options.seconds, options.repeats, device)
+    return {"task": task, "dtype": dtype, "context": context, "seconds": seconds}
 
 
 def peak_of_prefill(name: str, context: int, dtype: NumberFormat, options: Benchmark) -> int | None:
@@ -262,81 +266,53 @@ def peak_of_prefill(name: str, context: int, dtype: NumberFormat, options: Bench
     device = pick_device(options.device)
     layer = build(kinds(max(options.contexts), options.window)[name], dtype, device)
     x = random_text(context, dtype, device)
-    peak_file = Path("/proc/self/clear_refs")
     with torch.inference_mode():
         layer(x[:, :64])  # loads what a first run loads
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
-            layer(x)
-            return torch.cuda.max_memory_allocated(device) - before
-        if device.type != "cpu" or not peak_file.exists():
-            return None
-        peak_file.write_text("5")  # the most so far is what it holds now
-        resident = _status("VmRSS")
-        layer(x)
-        return _status("VmHWM") - resident
+        return peak_bytes(partial(layer, x), device)
 
 
-def _status(field: str) -> int:
-    """Bytes that the system counts for this process: VmRSS, what it holds now, or VmHWM, the most it has held."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+def measure_format(dtype: NumberFormat, options: Benchmark) -> Iterator[Row]:
+    """All rows of one number format, as they come."""
+    device, contexts = pick_device(options.device), sorted(set(options.contexts))
+    layers = {name: build(make, dtype, device) for name, make in kinds(contexts[-1], options.window).items()}
+    for name, layer in layers.items():
+        require_correct(name, layer, options.window + 40, dtype, device)
+    print(f"{dtype}: all {len(layers)} kinds compute what their formula says", flush=True)
+    for context in contexts:
+        for step in get_args(DecodeTask):
+            yield measure_decode(step, layers, context, dtype, options)
+    for whole in get_args(PrefillTask):
+
+        def measure_some(names: list[str], context: int, task: PrefillTask = whole) -> Row:
+            return measure_prefill(task, {name: layers[name] for name in names}, context, dtype, options)
+
+        yield from lengthening(measure_some, prefilled(list(layers)), options.prefill_contexts, options.longest)
 
 
-def in_a_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function(*arguments)` in a fresh process, which has no other's memory."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+def measure_memory(prefills: list[Row], dtype: NumberFormat, options: Benchmark) -> Row:
+    """The peak of each kind's prefill, at the longest context but one."""
+    row = prefills[max(len(prefills) - 2, 0)]
+    names = list(row["seconds"])[:1] if options.quick else list(row["seconds"])  # a process each takes seconds
+    peaks = {name: in_a_fresh_process(peak_of_prefill, name, row["context"], dtype, options) for name in names}
+    known = {name: peak for name, peak in peaks.items() if peak is not None}
+    return {"dtype": dtype, "context": row["context"], "bytes": known}
 
 
 def measure(options: Benchmark) -> dict[str, Any]:
     """Everything, with a line for each measurement as it comes."""
     torch.set_num_threads(options.threads)
-    device = pick_device(options.device)
-    contexts = sorted(set(options.contexts))
-    makers = kinds(contexts[-1], options.window)
     results: list[Row] = []
     memory: list[Row] = []
-
-    def note(row: Row) -> None:
-        ms = "  ".join(f"{name} {seconds * 1e3:.4g}" for name, seconds in median(row["seconds"]).items())
-        print(f"{row['task']:7s} {row['dtype']:8s} {row['context']:6,d}, ms: {ms}", flush=True)
-        results.append(row)
-
     with torch.inference_mode():
         for dtype in options.dtypes:
-            layers = {name: build(make, dtype, device) for name, make in makers.items()}
-            for name, layer in layers.items():
-                require_correct(name, layer, options.window + 40, dtype, device)
-            print(f"{dtype}: all {len(layers)} kinds compute what their formula says", flush=True)
-            for context in contexts:
-                note(measure_decode(layers, context, dtype, options))
-                note(measure_decode(layers, context, dtype, options, alone=True))
-            left = {name: layers[name] for name in prefilled(list(layers))}
-            lengths = [context for context in contexts if context <= options.max_prefill]
-            for i, context in enumerate(lengths):
-                note(measure_prefill(left, context, dtype, options))
-                if i + 1 < len(lengths):
-                    growth = (lengths[i + 1] / context) ** 2
-                    expected = {name: growth * t for name, t in median(results[-1]["seconds"]).items()}
-                    left = {name: layer for name, layer in left.items() if expected[name] <= options.longest}
-                    for name in expected.keys() - left.keys():
-                        print(f"  {name} would take {expected[name]:.0f} s at {lengths[i + 1]:,} tokens: left out")
-            if lengths:
-                at = lengths[-2] if len(lengths) > 1 else lengths[-1]
-                timed_there = next(row for row in results if is_row(row, "prefill", dtype, at))["seconds"]
-                some = list(timed_there)[:1] if options.quick else list(timed_there)  # a process each takes seconds
-                peaks = {name: in_a_fresh_process(peak_of_prefill, name, at, dtype, options) for name in some}
-                memory.append(
-                    {"dtype": dtype, "context": at, "bytes": {n: b for n, b in peaks.items() if b is not None}}
-                )
-                megabytes = "  ".join(f"{name} {size / 1e6:.0f}" for name, size in memory[-1]["bytes"].items())
-                print(f"memory  {dtype:8s} {at:6,d}, MB: {megabytes}", flush=True)
-    machine = describe_machine() | {"threads": options.threads, "device": device.type}
-    if device.type == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name(device)
+            for row in measure_format(dtype, options):
+                print(line_of(row), flush=True)
+                results.append(row)
+            if prefills := [row for row in results if is_row(row, "prefill", dtype)]:
+                memory.append(measure_memory(prefills, dtype, options))
+                sizes = "  ".join(f"{name} {size / 1e6:.0f}" for name, size in memory[-1]["bytes"].items())
+                print(f"memory        {dtype:8s} {memory[-1]['context']:6,d}, MB: {sizes}", flush=True)
+    machine = describe_device(pick_device(options.device), options.threads)
     shape = {"d_model": D_MODEL, "n_head": N_HEAD, "d_latent": D_LATENT, "d_rope": D_ROPE, "window": options.window}
     return {**provenance(), "machine": machine, "shape": shape, "results": results, "memory": memory}
 
@@ -344,165 +320,27 @@ def measure(options: Benchmark) -> dict[str, Any]:
 # --- what a person sees -----------------------------------------------------------------------------------------------
 
 
-def is_row(row: Row, task: str, dtype: str, context: int | None = None) -> bool:
-    """Whether a row is of this task, number format and, if given, context."""
-    return row["task"] == task and row["dtype"] == dtype and context in (None, row["context"])
-
-
-def ratio(row: Row, name: str) -> float | None:
-    """How many times as fast as multi-head attention in the same turns; None where one was left out."""
-    middle = median(row["seconds"])
-    return middle[BASE] / middle[name] if name in middle and BASE in middle else None
-
-
-def short(tokens: int) -> str:
-    """1024 as 1k."""
-    return f"{tokens // 1024}k" if tokens % 1024 == 0 else f"{tokens:,}"
-
-
-def cell(row: Row, name: str) -> str:
-    """Milliseconds, and the ratio."""
-    if name not in row["seconds"]:
-        return "–"
-    faster, ms = ratio(row, name), median(row["seconds"])[name] * 1e3
-    number = f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
-    return number if faster is None or name == BASE else f"{number} ({faster:.2f}×)"
-
-
-def speed_table(rows: list[Row], title: str, more: Mapping[str, Mapping[str, str]]) -> str:
-    """A line a kind, a column a context; `more`: heading -> kind -> what stands in further columns."""
-    names = rows[0]["seconds"]
-    header = [title, *(short(row["context"]) for row in rows), *more]
-    lines = [
-        [name, *(cell(row, name) for row in rows), *(column.get(name, "–") for column in more.values())]
-        for name in names
-    ]
-    return markdown_table(header, lines, "l" + "r" * (len(header) - 1))
-
-
-def growth(rows: list[Row]) -> dict[str, dict[str, str]]:
-    """A column: how many times as long the last context takes as the one before."""
-    if len(rows) < 2:
-        return {}
-    before, after = median(rows[-2]["seconds"]), median(rows[-1]["seconds"])
-    heading = f"{short(rows[-2]['context'])} → {short(rows[-1]['context'])}"
-    return {heading: {name: f"{after[name] / before[name]:.2f}" for name in before if name in after}}
-
-
-def cache_table(rows: list[Row]) -> str:
-    """What the caches hold at the longest context, each number format's `rows[-1]`."""
-    context, names = rows[0]["context"], rows[0]["cache_bytes"]
-    header = [f"cache at {short(context)}"]
-    for row in rows:
-        header += [f"{row['dtype']}, bytes a token", "by the formula", "MB in all"]
-    lines = []
-    for name in names:
-        line = [name]
-        for row in rows:
-            held, said = row["cache_bytes"][name], row["formula_bytes"][name]
-            line += [f"{held / context:,.5g}", f"{said / context:,.5g}", f"{held / 1e6:,.3g}"]
-        lines.append([*line, f"{rows[0]['cache_bytes'][BASE] / rows[0]['cache_bytes'][name]:.2f}×"])
-    return markdown_table([*header, "smaller"], lines, "l" + "r" * (len(header)))
-
-
-def dtypes_of(report: dict[str, Any]) -> list[str]:
-    """The number formats measured, in order."""
-    return list(dict.fromkeys(row["dtype"] for row in report["results"]))
-
-
 def tables(report: dict[str, Any]) -> str:
     """The tables of a README, from the contents of a benchmark.json."""
-    machine, shape, versions = report["machine"], report["shape"], report["versions"]
-    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
-    where = machine.get("gpu") or f"{machine['processor']}, {threads}"
+    shape = report["shape"]
     parts = [
-        f"One layer, d_model {shape['d_model']}, {shape['n_head']} heads, batch 1, on {where}, "
-        f"torch {versions['torch']}. Latent: d_latent {shape['d_latent']}, {shape['d_rope']} rotary numbers. "
-        "Milliseconds, the median of several turns; in brackets how many times as fast as multi-head attention in the "
-        "same turns."
+        f"One layer, d_model {shape['d_model']}, {shape['n_head']} heads, batch 1, on {where(report)}. "
+        f"Latent: d_latent {shape['d_latent']}, {shape['d_rope']} rotary numbers. Milliseconds, the median of several "
+        "turns; in brackets how many times as fast as multi-head attention in the same turns."
     ]
     results, last_decode = report["results"], []
     for dtype in dtypes_of(report):
-        decode = [row for row in results if is_row(row, "decode", dtype)]
-        last_decode.append(decode[-1])
-        parts.append(speed_table(decode, f"decode, {dtype}, ms", {}))
-        alone = [row for row in results if is_row(row, "alone", dtype)]
-        parts.append(speed_table(alone, f"attention alone, {dtype}, ms", {}))
+        for task, title in (("decode", "decode"), ("alone", "attention alone"), ("in a row", "alone, ten in a row")):
+            rows = [row for row in results if is_row(row, task, dtype)]
+            parts.append(speed_table(rows, f"{title}, {dtype}, ms", {}))
+        last_decode.append([row for row in results if is_row(row, "decode", dtype)][-1])
     parts.append(cache_table(last_decode))
     for dtype in dtypes_of(report):
-        if prefill := [row for row in results if is_row(row, "prefill", dtype)]:
-            more = growth(prefill)
-            for measured in report["memory"]:
-                if measured["dtype"] == dtype and measured["bytes"]:
-                    heading = f"peak MB at {short(measured['context'])}"
-                    more[heading] = {name: f"{size / 1e6:,.0f}" for name, size in measured["bytes"].items()}
-            parts.append(speed_table(prefill, f"prefill, {dtype}, ms", more))
+        for task in get_args(PrefillTask):
+            if rows := [row for row in results if is_row(row, task, dtype)]:
+                more = growth(rows) | (memory_columns(report, dtype) if task == "prefill" else {})
+                parts.append(speed_table(rows, f"{task}, {dtype}, ms", more))
     return "\n\n".join(parts)
-
-
-_LINES: tuple[dict[str, Any], ...] = (
-    {"linestyle": "-", "color": "black", "marker": "o", "linewidth": 2.0},
-    {"linestyle": "-", "color": "0.45", "marker": "s"},
-    {"linestyle": "--", "color": "0.45", "marker": "D"},
-    {"linestyle": ":", "color": "0.45", "marker": "v"},
-    {"linestyle": "-", "color": "black", "marker": "^", "markerfacecolor": "white"},
-    {"linestyle": "--", "color": "black", "marker": "x"},
-    {"linestyle": "-.", "color": "black", "marker": "s", "markerfacecolor": "white"},
-    {"linestyle": ":", "color": "black", "marker": "+", "markersize": 9},
-)
-
-
-def draw(path: Path, report: dict[str, Any]) -> None:
-    """Decode time a number format, and cache size, over the context: one PNG, readable in black and white."""
-    from matplotlib.figure import Figure  # here, because it takes a second that most commands need not wait
-
-    dtypes = dtypes_of(report)
-    figure = Figure(figsize=(4.6 * (len(dtypes) + 1), 5.2), layout="constrained")
-    all_axes = figure.subplots(1, len(dtypes) + 1, squeeze=False)[0]
-    for i, (dtype, axes) in enumerate(itertools.zip_longest(dtypes, all_axes)):
-        rows = [row for row in report["results"] if is_row(row, "decode", dtype or dtypes[0])]
-        for name, style in zip(rows[0]["seconds"], _LINES, strict=True):
-            if dtype is None:
-                y = [row["cache_bytes"][name] / 1e6 for row in rows]
-            else:
-                y = [median(row["seconds"])[name] * 1e3 for row in rows]
-            x = [row["context"] for row in rows]
-            axes.plot(x, y, label=name if i == 0 else None, **{"linewidth": 1.3, "markersize": 5.5} | style)
-        what = f"one decoding step, {dtype}" if dtype else f"the cache, {dtypes[0]}"
-        axes.set(xscale="log", yscale="log", title=what, xlabel="context (tokens)")
-        axes.set_ylabel("time of a step (ms)" if dtype else "size of one layer's cache (MB)")
-        ticks = sorted({row["context"] for row in rows})
-        axes.set_xticks(ticks, [short(tick) for tick in ticks])
-        axes.minorticks_off()
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.grid(alpha=0.3)
-    limits = [axes.get_ylim() for axes in all_axes[:-1]]
-    for axes in all_axes[:-1]:  # one scale for all number formats
-        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-    for axes in all_axes:
-        low, high = axes.get_ylim()
-        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        axes.set_yticks([n * 10.0**p for p in powers for n in (1, 2, 5) if low <= n * 10.0**p <= high])
-        axes.minorticks_off()
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, handlelength=4)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    write_bytes(path, picture.getvalue())
-
-
-def require_markers(readme: Path) -> None:
-    """Says before anything is measured that the tables will have no place.
-
-    Raises:
-        UserError: there are no markers, or more than one pair.
-    """
-    try:
-        with_block(readme.read_text(encoding="utf-8"), "attention", "")
-    except ValueError:
-        raise UserError(
-            f"{readme} needs the lines <!-- attention:begin --> and <!-- attention:end -->, once each, where the "
-            "tables belong: add them, or choose another folder with --out"
-        ) from None
 
 
 def check(options: Benchmark) -> None:
@@ -520,7 +358,7 @@ def main(options: Benchmark) -> None:
     check(options)
     path, readme = options.out / "benchmark.json", options.readme_path
     if readme is not None:
-        require_markers(readme)
+        require_markers(readme, "attention")
     if options.report_only:
         report = read_json(path)
     else:
@@ -530,7 +368,7 @@ def main(options: Benchmark) -> None:
         write_json(path, report)
         print(f"\nWrote {path}")
     picture = options.out / "benchmark.png"
-    draw(picture, report)
+    draw(picture, report, "one layer's")
     print(f"Wrote {picture}")
     if readme is not None:
         write_block(readme, "attention", tables(report))

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from utils.errors import UserError
 from utils.files import write_text
 
 
@@ -36,6 +37,21 @@ def with_block(readme: str, name: str, content: str) -> str:
         raise ValueError(f"the markers of {name!r} must be there once each")
     block = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.S)
     return block.sub(lambda _: f"{begin}\n{content}\n{end}", readme)
+
+
+def require_markers(path: Path, name: str) -> None:
+    """Says before anything is measured that a table will have no place.
+
+    Raises:
+        UserError: the markers of `name` are not there, once each.
+    """
+    try:
+        with_block(path.read_text(encoding="utf-8"), name, "")
+    except ValueError:
+        raise UserError(
+            f"{path} needs the lines <!-- {name}:begin --> and <!-- {name}:end -->, once each, where the tables "
+            "belong: add them, or choose another folder with --out"
+        ) from None
 
 
 def write_block(path: Path | str, name: str, content: str) -> None:

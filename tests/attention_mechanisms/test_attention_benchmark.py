@@ -12,15 +12,14 @@ from attention_mechanisms.benchmark import (
     Benchmark,
     NaiveLatentAttention,
     check,
-    growth,
     kinds,
     main,
     prefilled,
-    ratio,
     require_correct,
     tables,
 )
 from tests.conftest import assert_one_clear_line
+from utils.context_report import growth, ratio
 from utils.errors import UserError
 
 SCRIPT = "attention_mechanisms/benchmark.py"
@@ -42,14 +41,16 @@ def test_it_measures_writes_and_reports_again(run, folder):
     names = list(kinds(64, 16))
     assert sorted((row["task"], row["dtype"], row["context"]) for row in report["results"]) == [
         (task, dtype, context)
-        for task in ("alone", "decode", "prefill")
+        for task in ("alone", "decode", "in a row", "prefill", "prefill alone")
         for dtype in ("bfloat16", "float32")
         for context in (32, 64)
     ]
     for row in report["results"]:
-        assert list(row["seconds"]) == (prefilled(names) if row["task"] == "prefill" else names)
+        assert list(row["seconds"]) == (names if row["task"] in ("decode", "alone") else prefilled(names))
         assert all(len(runs) == 3 and min(runs) > 0 for runs in row["seconds"].values())
-        if row["task"] != "prefill":  # every window is full at 32 tokens, so the formula is what the cache holds
+        if not row["task"].startswith(
+            "prefill"
+        ):  # every window is full at 32 tokens: the formula is exact
             assert row["cache_bytes"] == row["formula_bytes"]
     assert {"commit", "versions", "machine", "command"} <= report.keys()
     assert report["machine"]["threads"] == 1
@@ -108,8 +109,8 @@ def test_nothing_is_measured_that_differs():
 def test_ratios_and_growth_are_of_medians():
     before = {"context": 1024, "seconds": {"multi-head": [4.0, 1.0, 90.0], "other": [2.0, 2.0, 50.0]}}
     after = {"context": 2048, "seconds": {"multi-head": [16.0]}}  # the other was left out
-    assert ratio(before, "other") == 2.0
-    assert ratio(after, "other") is None
+    assert ratio(before, "other", "multi-head") == 2.0
+    assert ratio(after, "other", "multi-head") is None
     assert growth([before, after]) == {"1k → 2k": {"multi-head": "4.00"}}
 
 
