@@ -26,7 +26,6 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -39,82 +38,25 @@ from attention_mechanisms.multi_head import MultiHeadAttention
 from attention_mechanisms.multi_head_latent import MultiHeadLatentAttention
 from attention_mechanisms.rotary import Rotary
 from attention_mechanisms.sliding_window import SlidingWindowAttention
-from utils.context_report import (
-    Row,
-    cache_table,
-    draw,
-    dtypes_of,
-    growth,
-    is_row,
-    line_of,
-    memory_columns,
-    speed_table,
-    where,
-)
-from utils.device_benchmarking import as_many_turns, describe_device, in_a_fresh_process, lengthening, peak_bytes
+from utils.context_benchmark import ContextBenchmark, NumberFormat, measure_all, run_benchmark
+from utils.context_report import Row, cache_table, dtypes_of, growth, is_row, memory_columns, speed_table, where
+from utils.device_benchmarking import as_many_turns, in_a_fresh_process, lengthening, peak_bytes
 from utils.devices import pick_device
 from utils.errors import UserError, run_command
-from utils.files import read_json, require_writable, write_json
-from utils.readme_tables import require_markers, write_block
-from utils.tracking import REPOSITORY, provenance
+from utils.tracking import REPOSITORY
 
-RESULTS = REPOSITORY / "attention_mechanisms" / "results"
-README = REPOSITORY / "attention_mechanisms" / "README.md"
+CHAPTER = REPOSITORY / "attention_mechanisms"
 D_MODEL, N_HEAD = 768, 12  # GPT-2 124M
 D_LATENT, D_ROPE = 256, 32
 NAIVE = "latent, naive"
 _IN_A_ROW = 10
-NumberFormat = Literal["float32", "bfloat16"]
 DecodeTask = Literal["decode", "alone", "in a row"]
 PrefillTask = Literal["prefill", "prefill alone"]
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(ContextBenchmark):
     """The flags of this script."""
-
-    contexts: tuple[int, ...] = (1024, 2048, 4096, 8192, 16_384, 32_768)
-    """Tokens in the text, the new one among them."""
-    max_prefill: int = 16_384
-    """The longest of these that is also prefilled."""
-    dtypes: tuple[NumberFormat, ...] = ("float32", "bfloat16")
-    """Number formats of weights, texts and caches."""
-    window: int = 512
-    """Keys that a query of the sliding window sees."""
-    repeats: int = 25
-    """Turns of each measurement, at most; the median counts."""
-    seconds: float = 5.0
-    """Time for each measurement: fewer turns are made where they take longer, but never fewer than 2."""
-    longest: float = 30.0
-    """Seconds that a single run may take; what would, judged by the context before, is left out."""
-    threads: int = 1
-    """CPU threads."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:1."""
-    out: Path = RESULTS
-    """The folder for benchmark.json and benchmark.png."""
-    readme: Path | None = None
-    """The file that gets the tables, between its markers; if not given, the chapter's own when `out` is too."""
-    quick: bool = False
-    """A try in seconds: texts of 32 and 64 tokens, a window of 16, 3 turns. Its figures mean nothing."""
-    report_only: bool = False
-    """Measure nothing: make the tables and the plot again from benchmark.json."""
-
-    def __post_init__(self) -> None:
-        if self.quick:
-            tiny = {"contexts": (32, 64), "max_prefill": 64, "window": 16, "repeats": 3}
-            for name, value in tiny.items():
-                object.__setattr__(self, name, value)
-
-    @property
-    def prefill_contexts(self) -> list[int]:
-        """Those contexts that are prefilled, in rising order."""
-        return [context for context in sorted(set(self.contexts)) if context <= self.max_prefill]
-
-    @property
-    def readme_path(self) -> Path | None:
-        """The file that gets the tables."""
-        return README if self.readme is None and self.out.resolve() == RESULTS else self.readme
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------
@@ -273,7 +215,7 @@ def peak_of_prefill(name: str, context: int, dtype: NumberFormat, options: Bench
 
 def measure_format(dtype: NumberFormat, options: Benchmark) -> Iterator[Row]:
     """All rows of one number format, as they come."""
-    device, contexts = pick_device(options.device), sorted(set(options.contexts))
+    device, contexts = pick_device(options.device), options.decode_contexts
     layers = {name: build(make, dtype, device) for name, make in kinds(contexts[-1], options.window).items()}
     for name, layer in layers.items():
         require_correct(name, layer, options.window + 40, dtype, device)
@@ -289,32 +231,20 @@ def measure_format(dtype: NumberFormat, options: Benchmark) -> Iterator[Row]:
         yield from lengthening(measure_some, prefilled(list(layers)), options.prefill_contexts, options.longest)
 
 
-def measure_memory(prefills: list[Row], dtype: NumberFormat, options: Benchmark) -> Row:
+def measure_memory(dtype: NumberFormat, prefills: list[Row], options: Benchmark) -> Row:
     """The peak of each kind's prefill, at the longest context but one."""
     row = prefills[max(len(prefills) - 2, 0)]
-    names = list(row["seconds"])[:1] if options.quick else list(row["seconds"])  # a process each takes seconds
+    names = list(row["seconds"])[: 1 if options.quick else None]  # a process each takes seconds
     peaks = {name: in_a_fresh_process(peak_of_prefill, name, row["context"], dtype, options) for name in names}
     known = {name: peak for name, peak in peaks.items() if peak is not None}
     return {"dtype": dtype, "context": row["context"], "bytes": known}
 
 
 def measure(options: Benchmark) -> dict[str, Any]:
-    """Everything, with a line for each measurement as it comes."""
-    torch.set_num_threads(options.threads)
-    results: list[Row] = []
-    memory: list[Row] = []
-    with torch.inference_mode():
-        for dtype in options.dtypes:
-            for row in measure_format(dtype, options):
-                print(line_of(row), flush=True)
-                results.append(row)
-            if prefills := [row for row in results if is_row(row, "prefill", dtype)]:
-                memory.append(measure_memory(prefills, dtype, options))
-                sizes = "  ".join(f"{name} {size / 1e6:.0f}" for name, size in memory[-1]["bytes"].items())
-                print(f"memory        {dtype:8s} {memory[-1]['context']:6,d}, MB: {sizes}", flush=True)
-    machine = describe_device(pick_device(options.device), options.threads)
+    """The contents of benchmark.json."""
+    report = measure_all(options, partial(measure_format, options=options), partial(measure_memory, options=options))
     shape = {"d_model": D_MODEL, "n_head": N_HEAD, "d_latent": D_LATENT, "d_rope": D_ROPE, "window": options.window}
-    return {**provenance(), "machine": machine, "shape": shape, "results": results, "memory": memory}
+    return report | {"shape": shape}
 
 
 # --- what a person sees -----------------------------------------------------------------------------------------------
@@ -343,38 +273,8 @@ def tables(report: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def check(options: Benchmark) -> None:
-    """Raises UserError where a flag's value makes no sense."""
-    if not options.contexts or min(options.contexts) < 2:
-        raise UserError(f"--contexts {options.contexts}: one or more are needed, each of at least 2 tokens")
-    if not options.dtypes:
-        raise UserError("--dtypes: give float32, bfloat16 or both")
-    for name, value in (("repeats", options.repeats), ("threads", options.threads), ("window", options.window)):
-        if value < 1:
-            raise UserError(f"--{name} {value} must be at least 1")
-
-
 def main(options: Benchmark) -> None:
-    check(options)
-    path, readme = options.out / "benchmark.json", options.readme_path
-    if readme is not None:
-        require_markers(readme, "attention")
-    if options.report_only:
-        report = read_json(path)
-    else:
-        require_writable(options.out)
-        print(f"Measures {len(options.dtypes)} number formats at {len(options.contexts)} contexts, for {path}")
-        report = measure(options)
-        write_json(path, report)
-        print(f"\nWrote {path}")
-    picture = options.out / "benchmark.png"
-    draw(picture, report, "one layer's")
-    print(f"Wrote {picture}")
-    if readme is not None:
-        write_block(readme, "attention", tables(report))
-        print(f"Wrote the tables in {readme}")
-    else:
-        print(f"\n{tables(report)}")
+    run_benchmark(options, partial(measure, options), tables, CHAPTER, "attention", "one layer's")
 
 
 if __name__ == "__main__":

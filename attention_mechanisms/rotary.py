@@ -60,7 +60,7 @@ class Rotary:
         end = start + x.shape[-2]
         if end > self.max_length:
             raise ValueError(f"{end} tokens are more than the model's context of {self.max_length}")
-        cos, sin = rotation_table(self.dim, self.max_length, self.base, x.device)[:, start:end]  # (tokens, dim / 2)
+        cos, sin = _constant_table(self.dim, self.max_length, self.base, x.device)[:, start:end]  # (tokens, dim / 2)
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
         a, b = exact.chunk(2, dim=-1)  # each (…, tokens, dim / 2)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
@@ -73,3 +73,9 @@ def rotation_table(dim: int, length: int, base: float, device: torch.device) -> 
         points = torch.arange(0, dim, 2, dtype=torch.float64) / dim
         angles = torch.outer(torch.arange(length, dtype=torch.float64), base**-points)  # (length, dim / 2)
         return torch.stack([angles.cos(), angles.sin()]).float().to(device)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant_table(dim: int, length: int, base: float, device: torch.device) -> Tensor:
+    """`rotation_table`: a compiled model keeps it, where it would otherwise make all of it anew in every pass."""
+    return rotation_table(dim, length, base, device)

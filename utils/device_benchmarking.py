@@ -20,7 +20,7 @@ def as_many_turns(
     budget: float,
     most: int,
     device: torch.device,
-    prepare: Mapping[str, Callable[[], object]] | None = None,
+    warm_up: int = 0,
 ) -> Seconds:
     """As `time_by_turns`, with as many turns as there is time for, at least 2.
 
@@ -30,6 +30,7 @@ def as_many_turns(
         budget: seconds for all turns together.
         most: turns, if they are quick.
         device: what is computed there is waited for.
+        warm_up: turns before all others, whose time is nobody's: kernels are compiled in them. One at least on CUDA.
     """
 
     def finished(run: Callable[[], object]) -> None:
@@ -38,14 +39,13 @@ def as_many_turns(
             torch.cuda.synchronize(device)
 
     contestants = {name: partial(finished, run) for name, run in contestants.items()}
-    if device.type == "cuda":
-        time_by_turns(contestants, 1, prepare)  # compiles kernels, which may take all the time
-    first = time_by_turns(contestants, 1, prepare)
+    time_by_turns(contestants, max(warm_up, 1 if device.type == "cuda" else 0))
+    first = time_by_turns(contestants, 1)
     turn = sum(runs[0] for runs in first.values())
     repeats = min(most, max(2, int(budget / turn)))
     if turn < budget:
-        return time_by_turns(contestants, repeats, prepare)
-    more = time_by_turns(contestants, repeats - 1, prepare)
+        return time_by_turns(contestants, repeats)
+    more = time_by_turns(contestants, repeats - 1)
     return {name: first[name] + more[name] for name in contestants}
 
 

@@ -198,6 +198,21 @@ def test_tables_made_while_generating_serve_training():
     assert rotation_table.cache_info().currsize == 1
 
 
+def test_a_compiled_model_does_not_make_the_table_anew():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph.code)
+        return graph.forward
+
+    rotary, x = Rotary(4, 10), torch.randn(3, 4)
+    y = torch.compile(lambda x: rotary(x, 2), backend=backend)(x)
+    torch.testing.assert_close(y, rotary(x, 2))
+    assert len(graphs) == 1
+    assert "cos(" not in graphs[0]
+    assert "arange" not in graphs[0]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rotary_keeps_half_precision_and_does_not_round_its_angles(dtype):
     torch.manual_seed(3)

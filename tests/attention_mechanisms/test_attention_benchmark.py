@@ -11,7 +11,6 @@ from attention_mechanisms import MultiHeadLatentAttention, Rotary
 from attention_mechanisms.benchmark import (
     Benchmark,
     NaiveLatentAttention,
-    check,
     kinds,
     main,
     prefilled,
@@ -48,9 +47,7 @@ def test_it_measures_writes_and_reports_again(run, folder):
     for row in report["results"]:
         assert list(row["seconds"]) == (names if row["task"] in ("decode", "alone") else prefilled(names))
         assert all(len(runs) == 3 and min(runs) > 0 for runs in row["seconds"].values())
-        if not row["task"].startswith(
-            "prefill"
-        ):  # every window is full at 32 tokens: the formula is exact
+        if not row["task"].startswith("prefill"):  # every window is full at 32 tokens: the formula is exact
             assert row["cache_bytes"] == row["formula_bytes"]
     assert {"commit", "versions", "machine", "command"} <= report.keys()
     assert report["machine"]["threads"] == 1
@@ -117,4 +114,4 @@ def test_ratios_and_growth_are_of_medians():
 def test_flags_are_checked():
     for wrong in ({"threads": 0}, {"repeats": 0}, {"window": 0}, {"dtypes": ()}, {"contexts": ()}):
         with pytest.raises(UserError, match=f"--{next(iter(wrong))}"):
-            check(Benchmark(**wrong))
+            Benchmark(**wrong).check()
