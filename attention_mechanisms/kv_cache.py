@@ -228,18 +228,18 @@ class RollingCache(Cache):
         self.longest = 0  # the length up to which slots were written, whatever was truncated since
         super().__init__(max_length, padding, self.keys, self.values)
 
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Adds new tokens, and returns the keys and values that these may need.
 
-        For a single token they are a view of the buffers. For several, the ring is first read in the order of its
-        positions and the new tokens are put behind it: a copy of the window, once a chunk.
+        For a single token they are a view of the buffers: the sinks, then the ring, whose order `ring_positions` tells.
+        For several, the ring is first read in the order of its positions and the new tokens are put behind it, so that
+        the others after the sinks are consecutive: a copy of the window, once a chunk.
 
         Args:
             keys, values: (batch, n_kv_head, new tokens, head_dim).
 
         Returns:
-            Keys and values (batch, n_kv_head, n_sink + n, head_dim): the sinks, then n other tokens; and int64 (n,),
-            the positions of those others.
+            Keys and values (batch, n_kv_head, n_sink + n, head_dim): the sinks, then n other tokens.
 
         Raises:
             ValueError: they do not fit.
@@ -251,9 +251,7 @@ class RollingCache(Cache):
             if start < self.n_sink or (self.n_sink and self.padding is not None):
                 self._write_sinks(keys, values, start)
             filled = self.n_sink + min(end, self.window)
-            slots = torch.arange(min(end, self.window), device=keys.device)
-            positions = slots + (start - slots) // self.window * self.window  # the latest p with p mod window = slot
-            result = self.keys[:, :, :filled], self.values[:, :, :filled], positions
+            result = self.keys[:, :, :filled], self.values[:, :, :filled]
         else:
             before = torch.arange(max(start - self.window + 1, 0), start, device=keys.device)
             slots = self.n_sink + before % self.window
@@ -267,10 +265,14 @@ class RollingCache(Cache):
                     torch.cat([buffer[:, :, : self.n_sink], kept], dim=2)
                     for buffer, kept in zip((self.keys, self.values), together, strict=True)
                 ]
-            positions = torch.arange(start - len(before), end, device=keys.device)
-            result = together[0], together[1], positions
+            result = together[0], together[1]
         self.length, self.longest = end, max(self.longest, end)
         return result
+
+    def ring_positions(self) -> Tensor:
+        """int64 (min(length, window),): where in the text the tokens of the ring stand, slot by slot."""
+        slots = torch.arange(min(self.length, self.window), device=self.keys.device)
+        return slots + (self.length - 1 - slots) // self.window * self.window  # the latest p with p mod window = slot
 
     def _write(self, keys: Tensor, values: Tensor, start: int) -> None:
         """Puts new tokens, the first at position `start`, into the ring, and into the sinks where they begin a text."""

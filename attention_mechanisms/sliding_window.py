@@ -81,14 +81,16 @@ class SlidingWindowAttention(GroupedQueryAttention):
         q, k, v = self.project(x, start)
         if cache is None:
             return self.merge(self.whole_text(q, k, v))
-        k, v, positions = cache.append(k, v)  # the sinks, then the keys at these positions
-        sinks = cache.sink_positions(x.device)
+        k, v = cache.append(k, v)  # (batch, n_kv_head, n_sink + keys, head_dim): the sinks, then others
         if tokens > 1:
-            return self.merge(self.banded(q, k, v, start, positions, sinks, cache.padding))
+            end = start + tokens
+            positions = torch.arange(end - (k.shape[2] - self.n_sink), end, device=x.device)
+            return self.merge(self.banded(q, k, v, start, positions, cache.sink_positions(x.device), cache.padding))
         mask = None
         some_sinks_are_near = self.n_sink and start < self.window + self.n_sink - 1
         if some_sinks_are_near or cache.padding is not None:
-            mask = self.mask(torch.tensor([start], device=x.device), positions, sinks, cache.padding)
+            at, sinks = torch.tensor([start], device=x.device), cache.sink_positions(x.device)
+            mask = self.mask(at, cache.ring_positions(), sinks, cache.padding)
         return self.merge(fast_attention(q, k, v, mask, dropout=self.dropout_now))
 
     def whole_text(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
