@@ -9,11 +9,14 @@ Two questions, with the loop of `pretrain_simple.py` for all of them:
     after conversion  a trained multi-head model (--base) becomes each variant by `convert.py`. Its loss is measured as
                       it is then, and after a short run that heals it.
 
-One run of each is no statistics: differences of a few hundredths mean little.
+What is trained from nothing is trained with several seeds: a difference between two kinds that is no larger than that
+between two seeds means nothing. Healing is tried at several rates, since what has lost much needs a large one and what
+has lost little is harmed by it.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,6 +62,10 @@ class CompareAttention:
     """Steps of each run from nothing."""
     healing_steps: int = 150
     """Steps of each healing run."""
+    healing_rates: tuple[float, ...] = (0.01, 0.002, 0.0005)
+    """Learning rates of Muon to heal with, each in a run of its own; AdamW's is a quarter. A beginning takes 0.04."""
+    seeds: int = 2
+    """Runs from nothing of each kind, with as many initial weights and orders of the data."""
     window: int = 32
     """Tokens that sliding windows see."""
     n_layer: int = 4
@@ -76,7 +83,7 @@ class CompareAttention:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     seed: int = 0
-    """Decides initial weights and the order of the data."""
+    """The first seed; the others count up from it."""
 
 
 def equally_large(options: PretrainSimple, shards: TokenShards, n_parameters: int) -> PretrainSimple:
@@ -124,8 +131,12 @@ def main(options: CompareAttention) -> None:
     for name, flags in contestants.items():
         folder = options.runs / name.replace(", ", "-").replace(" ", "-")
         print(f"\n=== {name}")
-        pretrain(replace(equally_large(flags, shards, target), run=folder))
-        results["from_nothing"].append({"name": name, **figures(folder)})
+        runs = []
+        for seed in range(options.seed, options.seed + options.seeds):
+            run = folder / f"seed-{seed}"
+            pretrain(replace(equally_large(flags, shards, target), run=run, seed=seed))
+            runs.append({"seed": seed, **figures(run)})
+        results["from_nothing"].append({"name": name, "runs": runs})
     if options.base is not None:
         base = load_model(options.base)
         ways: dict[str, Callable[[], GPT]] = {
@@ -139,18 +150,21 @@ def main(options: CompareAttention) -> None:
             print(f"\n=== converted: {name}")
             variant, folder = way(), options.runs / f"converted-{name.replace(', ', '-').replace(' ', '-')}"
             variant.save_pretrained(folder / "converted", shards.tokenizer)
-            healing = replace(
-                common,
-                from_model=folder / "converted",
-                context_length=base.config.context_length,
-                run=folder,
-                steps=options.healing_steps,
-                learning_rate=0.01,  # a quarter of a beginning: the weights are nearly where they belong
-                other_learning_rate=0.0025,
-            )
-            before = measure(variant)
-            pretrain(healing)
-            results["converted"].append({"name": name, "before": before, **figures(folder)})
+            runs = []
+            for rate in options.healing_rates:
+                run = folder / f"healed-{rate:g}"
+                healing = replace(
+                    common,
+                    from_model=folder / "converted",
+                    context_length=base.config.context_length,
+                    run=run,
+                    steps=options.healing_steps,
+                    learning_rate=rate,
+                    other_learning_rate=rate / 4,
+                )
+                pretrain(healing)
+                runs.append({"rate": rate, **figures(run)})
+            results["converted"].append({"name": name, "before": measure(variant), "runs": runs})
     results |= {
         "options": {k: str(v) for k, v in vars(options).items() if k not in ("out", "readme", "report_only")},
         "machine": describe_machine(),
@@ -193,36 +207,38 @@ def figures(run: Path) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """Both tables as Markdown."""
     header = ["from nothing", "parameters", "validation nats/token", "bits per byte", "cache bytes per token"]
-    rows = [
-        [
-            r["name"],
-            f"{r['parameters']:,}",
-            f"{r['validation_loss']:.3f}",
-            f"{r['bits_per_byte']:.3f}",
-            f"{r['cache_bytes'] / r['context_length']:,.0f}",
-        ]
-        for r in results["from_nothing"]
-    ]
+    rows = []
+    for result in results["from_nothing"]:
+        runs = result["runs"]
+        losses = [run["validation_loss"] for run in runs]
+        spread = f" ({min(losses):.3f} to {max(losses):.3f})" if len(runs) > 1 else ""
+        bits = statistics.mean(run["bits_per_byte"] for run in runs)
+        loss = f"{statistics.mean(losses):.3f}{spread}"
+        rows.append([result["name"], f"{runs[0]['parameters']:,}", loss, f"{bits:.3f}", cache_per_token(runs[0])])
     text = markdown_table(header, rows, "lrrrr")
+    healing = ""
     if results["converted"]:
-        header = ["converted from multi-head", "parameters", "as converted", "healed", "cache bytes per token"]
-        rows = [["multi-head, as it was", "", f"{results['base']['validation_loss']:.3f}", "", ""]]
-        rows += [
-            [
-                r["name"],
-                f"{r['parameters']:,}",
-                f"{r['before']['validation_loss']:.3f}",
-                f"{r['validation_loss']:.3f}",
-                f"{r['cache_bytes'] / r['context_length']:,.0f}",
-            ]
-            for r in results["converted"]
-        ]
-        text += "\n\n" + markdown_table(header, rows, "lrrrr")
-    tokens = results["from_nothing"][0]["tokens"]
-    healing = f", each healing run {results['converted'][0]['tokens']:,}" if results["converted"] else ""
+        rates = [run["rate"] for run in results["converted"][0]["runs"]]
+        healed = [f"healed at {rate:g}" for rate in rates]
+        header = ["converted from multi-head", "parameters", "as converted", *healed, "cache bytes per token"]
+        rows = [["multi-head, as it was", "", f"{results['base']['validation_loss']:.3f}", *[""] * len(rates), ""]]
+        for result in results["converted"]:
+            runs = result["runs"]
+            losses = [f"{run['validation_loss']:.3f}" for run in runs]
+            before = f"{result['before']['validation_loss']:.3f}"
+            rows.append([result["name"], f"{runs[0]['parameters']:,}", before, *losses, cache_per_token(runs[0])])
+        text += "\n\n" + markdown_table(header, rows, "l" + "r" * (len(header) - 1))
+        healing = f", each healing run {runs[0]['tokens']:,}"
+    first = results["from_nothing"][0]["runs"]
     return (
-        f"{text}\n\nEach run from nothing saw {tokens:,} tokens{healing}. Losses in nats per token, cache in bfloat16."
+        f"{text}\n\nEach run from nothing saw {first[0]['tokens']:,} tokens{healing}; from nothing, the mean of "
+        f"{len(first)} seeds and their range. Losses in nats per token, cache in bfloat16."
     )
+
+
+def cache_per_token(run: dict[str, Any]) -> str:
+    """Bytes that a token of a text as long as the model's context keeps."""
+    return f"{run['cache_bytes'] / run['context_length']:,.0f}"
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def test_every_variant_is_equally_large_and_the_table_is_made_of_the_figures(tmp
             base=tmp_path / "base" / "model",
             runs=tmp_path / "runs",
             steps=2,
-            healing_steps=1,
+            healing_steps=2,
             window=4,
             device="cpu",
             **options,
@@ -41,12 +41,18 @@ def test_every_variant_is_equally_large_and_the_table_is_made_of_the_figures(tmp
         )
     )
     results = json.loads((tmp_path / "quality.json").read_text())
-    sizes = [r["parameters"] for r in results["from_nothing"]]
-    assert len(sizes) == 5
+    sizes = [run["parameters"] for r in results["from_nothing"] for run in r["runs"]]
+    assert len(sizes) == 10  # each kind with two seeds
     assert max(sizes) - min(sizes) <= 2 * (2 * 64 + 1)  # a column of the MLPs
     assert len(results["converted"]) == 3
     once = readme.read_text()
-    assert all(f"{r['validation_loss']:.3f}" in once for r in results["from_nothing"] + results["converted"])
+    runs = [run for r in results["from_nothing"] + results["converted"] for run in r["runs"]]
+    assert all(f"{run['validation_loss']:.3f}" in once for run in runs)
+    for result in results["from_nothing"]:
+        first, second = (run["validation_loss"] for run in result["runs"])
+        assert first != second
+        assert f"{(first + second) / 2:.3f} (" in once
+    assert [run["rate"] for run in results["converted"][0]["runs"]] == [0.01, 0.002, 0.0005]
     readme.write_text("<!-- quality:begin -->\n<!-- quality:end -->\n")
     main(CompareAttention(report_only=True, **options))
     assert readme.read_text() == once
