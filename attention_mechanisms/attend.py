@@ -29,7 +29,8 @@ def plain_attention(
         q: (batch, n_head, tokens, d).
         k: (batch, n_kv_head, keys, d); n_kv_head divides n_head.
         v: (batch, n_kv_head, keys, d_value).
-        mask: bool, broadcastable to (batch, n_head, tokens, keys); True where a query may look.
+        mask: bool, broadcastable to (batch, n_head, tokens, keys); True where a query may look. One that may look
+            nowhere gets NaN.
         dropout: probability with which a weight is set to zero.
         scale: what the scores are multiplied by; 1 / √d if not given.
 
@@ -39,10 +40,8 @@ def plain_attention(
     batch, n_head, tokens, d = q.shape
     n_kv_head, keys = k.shape[1], k.shape[2]
     folded = q.reshape(batch, n_kv_head, -1, d)  # (batch, n_kv_head, group · tokens, d)
-    scores = (
-        folded @ k.transpose(2, 3) * (d**-0.5 if scale is None else scale)
-    )  # (batch, n_kv_head, group · tokens, keys)
-    scores = scores.view(batch, n_head, tokens, keys)
+    scores = folded @ k.transpose(2, 3)  # (batch, n_kv_head, group · tokens, keys)
+    scores = scores.view(batch, n_head, tokens, keys) * (d**-0.5 if scale is None else scale)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     weights = scores.softmax(dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)

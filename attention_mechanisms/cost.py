@@ -3,6 +3,9 @@
 Writing a token with T keys behind it takes three things that one can run out of: parameters (memory that all texts
 share), FLOPs (time, when many tokens are computed together) and the cache (memory of each text; and time, because
 every step reads all of it).
+
+torch's `FlopCounterMode` confirms the FLOPs, but does not see into the CPU's fused kernels: count `reference`, or
+`forward` within `sdpa_kernel(SDPBackend.MATH)`.
 """
 
 from __future__ import annotations

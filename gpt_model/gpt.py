@@ -211,9 +211,8 @@ class GPT(nn.Module):
             raise ValueError(f"{end} tokens are more than the model's context of {self.config.context_length}")
         positions = torch.arange(start, end, device=ids.device)  # (tokens,)
         if cache is not None and cache.padding is not None:
-            positions = (positions - cache.padding[:, None]).clamp(
-                min=0
-            )  # (batch, tokens): counted from each beginning
+            # (batch, tokens): counted from each text's beginning
+            positions = (positions - cache.padding[:, None]).clamp(min=0)
         hidden: Tensor = self.transformer(ids, positions, cache)
         return hidden
 
