@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +18,13 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tests.conftest import assert_one_clear_line
 from tests.working_with_text_data.test_bpe import ASSIGNED, NATURAL, TEXT
 from working_with_text_data.bytepair_enc import GPT2_PATTERN, BytePairTokenizer, fast_encoding
-from working_with_text_data.bytepair_enc.tokenizer_json import byte_alphabet
+from working_with_text_data.bytepair_enc.merging import PairOrder, PairRanks
+from working_with_text_data.bytepair_enc.tokenizer_json import (
+    byte_alphabet,
+    bytes_of_spelling,
+    last_parts,
+    merged_alone,
+)
 from working_with_text_data.bytepair_enc.word_cuts import FIRST_GPT4_PATTERN
 
 ALPHABET = byte_alphabet()
@@ -352,3 +359,27 @@ def test_an_inverted_isolated_split_cuts_alike(tmp_path):
     theirs.pre_tokenizer = split(Regex("[aeiou]+"), "isolated", True)
     theirs.save(str(tmp_path / "t.json"))
     assert BytePairTokenizer.load(tmp_path / "t.json").encode(TEXT) == theirs.encode(TEXT).ids
+
+
+@settings(max_examples=60)
+@given(st.lists(st.binary(min_size=2, max_size=12), min_size=1, max_size=30), st.randoms(use_true_random=False))
+def test_the_last_parts_of_many_tokens_are_those_of_each_alone(tokens, draw):
+    """With merges in whatever order, also such as no trainer makes."""
+    pairs = list({(t[:i], t[i:]) for t in tokens for i in range(1, len(t))} | {(t[:1], t[1:2]) for t in tokens})
+    draw.shuffle(pairs)
+    order = {pair: m for m, pair in enumerate(pairs)}
+    expected = [merged_alone(t, lambda left, right: order.get((left, right), math.inf)) for t in tokens]
+    assert last_parts(tokens, PairOrder(pairs)) == expected
+
+    made = list(dict.fromkeys([bytes([b]) for b in range(256)] + [left + right for left, right in pairs]))
+    ranks = {token: rank for rank, token in enumerate(made)}
+    expected = [merged_alone(t, lambda left, right: ranks.get(left + right, math.inf)) for t in tokens]
+    assert last_parts(tokens, PairRanks(ranks, dict(enumerate(made)))) == expected
+
+
+def test_spellings_stand_for_bytes():
+    for byte, character in ALPHABET.items():
+        assert bytes_of_spelling(character) == bytes([byte])
+    for wrong in (" ", "\n", "\x7f", "\xad", "語", "\U0001f415", "\uffff"):
+        with pytest.raises(ValueError, match="which stands for no byte"):
+            bytes_of_spelling("a" + wrong)

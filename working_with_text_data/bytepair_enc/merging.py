@@ -79,10 +79,11 @@ class PairRanks:
 
     Attributes:
         byte_ids: int32 (256,), the id of each byte.
+        tokens: as given.
     """
 
     def __init__(self, ranks: Mapping[bytes, int], tokens: Mapping[int, bytes]) -> None:
-        self._ranks, self._tokens = ranks, tokens
+        self._ranks, self.tokens = ranks, tokens
         self.byte_ids = np.array([ranks[bytes([byte])] for byte in range(256)], np.int32)
         self._make_table(bits=16)
 
@@ -117,15 +118,19 @@ class PairRanks:
 
     def _learn(self, keys: Array) -> None:
         """Looks up pairs that are not in the table. The keys are distinct."""
-        token, low = self._tokens, 2**32 - 1
-        pairs = [token[key >> 32] + token[key & low] for key in keys.tolist()]
-        values = np.array([self._ranks.get(pair, _NO_TOKEN) for pair in pairs], np.int32)
+        values = self._look_up(keys.tolist())
         if 2 * (self._used + len(keys)) > len(self._keys):  # at most half full, so that a free slot is never far
             old, bits = self._keys != _FREE, (4 * (self._used + len(keys))).bit_length()
             old_keys, old_values = self._keys[old], self._values[old]
             self._make_table(bits)
             self._insert(old_keys, old_values)
         self._insert(keys, values)
+
+    def _look_up(self, keys: list[int]) -> Array:
+        """int32 (keys,): what these pairs make, from the vocabulary itself."""
+        token, low = self.tokens, 2**32 - 1
+        pairs = [token[key >> 32] + token[key & low] for key in keys]
+        return np.array([self._ranks.get(pair, _NO_TOKEN) for pair in pairs], np.int32)
 
     def _insert(self, keys: Array, values: Array) -> None:
         self._used += len(keys)
@@ -137,7 +142,29 @@ class PairRanks:
             keys, values = keys[~placed], values[~placed]
 
 
-def merge_pieces(pieces: Sequence[bytes], pair_ranks: PairRanks) -> tuple[Array, Array]:
+class PairOrder(PairRanks):
+    """The same where pairs are ranked and not what they make, as in a list of merges.
+
+    Ids are 0 to 255 for the bytes, and 256 + m for what pair number m makes; a token that several pairs spell has
+    several.
+
+    Args:
+        pairs: of tokens, the first to be merged first.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        single = [bytes([byte]) for byte in range(256)]
+        tokens = [*single, *(left + right for left, right in pairs)]
+        self._order = {pair: 256 + m for m, pair in enumerate(pairs)}
+        super().__init__({token: i for i, token in enumerate(single)}, dict(enumerate(tokens)))
+
+    def _look_up(self, keys: list[int]) -> Array:
+        token, low = self.tokens, 2**32 - 1
+        pairs = [(token[key >> 32], token[key & low]) for key in keys]
+        return np.array([self._order.get(pair, _NO_TOKEN) for pair in pairs], np.int32)
+
+
+def merge_pieces(pieces: Sequence[bytes], pair_ranks: PairRanks, fewest: int = 1) -> tuple[Array, Array]:
     """The same ids as `merge_piece` of each piece, with every step taken for all pieces at once.
 
     Pieces with the same number of parts are the rows of one matrix, so that the best pair of each is one `argmin`.
@@ -145,7 +172,8 @@ def merge_pieces(pieces: Sequence[bytes], pair_ranks: PairRanks) -> tuple[Array,
     down to single parts does all of it. A row that has no pair left is done.
 
     Args:
-        pieces: at least one, and none empty.
+        pieces: at least one, and none of less than `fewest` bytes.
+        fewest: nothing more is merged in a piece of so many parts.
 
     Returns:
         ids int32, those of all pieces one after the other; and int64 (pieces,), how many each has.
@@ -164,13 +192,14 @@ def merge_pieces(pieces: Sequence[bytes], pair_ranks: PairRanks) -> tuple[Array,
     row_piece = np.empty(0, np.int64)  # which piece each row is
     parts = np.empty((0, longest), np.int32)  # (rows, n)
     ranks = np.empty((0, longest - 1), np.int32)  # (rows, n - 1): of the pairs of neighbours
-    for n in range(longest, 0, -1):
+    for n in range(longest, fewest - 1, -1):
         fresh = order[beginning[n] : beginning[n - 1]]
         places = starts[fresh][:, None] + np.arange(n)  # (fresh, n)
         row_piece = np.concatenate([row_piece, fresh])
         parts = np.concatenate([parts, all_parts[places]])
-        if n == 1:
-            ids[starts[row_piece]], counts[row_piece] = parts[:, 0], 1
+        if n == fewest:
+            ids[starts[row_piece][:, None] + np.arange(n)] = parts
+            counts[row_piece] = n
             break
         ranks = np.concatenate([ranks, all_ranks[places[:, :-1]]])
         best = ranks.argmin(axis=1)  # (rows,): the leftmost, where several are equal

@@ -26,8 +26,8 @@ Others' files say more, and each thing is either done as they say or refused in 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice, pairwise
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 import regex
 
 from utils.files import read_json, write_text
+from working_with_text_data.bytepair_enc.merging import PairOrder, PairRanks, merge_pieces
 from working_with_text_data.bytepair_enc.patterns import GPT2_PATTERN, Pattern
 from working_with_text_data.bytepair_enc.word_cuts import CUTTERS
 
@@ -49,8 +50,9 @@ def byte_alphabet() -> dict[int, str]:
     return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
 
 
-_CHARACTER_OF = byte_alphabet()
-_BYTE_OF = {character: byte for byte, character in _CHARACTER_OF.items()}
+_SPELLING = byte_alphabet()  # for `str.translate` of a text whose characters are bytes (Latin-1)
+# Its inverse; a character below 256 that stands for no byte becomes one that is none.
+_READING = dict.fromkeys(range(256), "\uffff") | {ord(character): chr(byte) for byte, character in _SPELLING.items()}
 
 
 def merged_alone(token: bytes, rank: Callable[[bytes, bytes], float]) -> list[bytes]:
@@ -68,6 +70,15 @@ def merged_alone(token: bytes, rank: Callable[[bytes, bytes], float]) -> list[by
         for left in range(max(i - 1, 0), min(i + 1, len(ranks))):  # the pairs on both sides of the new part
             ranks[left] = rank(parts[left], parts[left + 1])
     return parts
+
+
+def last_parts(tokens: Sequence[bytes], pair_ranks: PairRanks) -> list[list[bytes]]:
+    """`merged_alone` of many tokens at once, each of at least two bytes."""
+    if not tokens:
+        return []
+    ids, counts = merge_pieces(tokens, pair_ranks, fewest=2)
+    parts = iter([pair_ranks.tokens[i] for i in ids.tolist()])
+    return [list(islice(parts, n)) for n in counts.tolist()]
 
 
 def recover_pair(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
@@ -90,7 +101,8 @@ def to_dict(tokenizer: BytePairTokenizer) -> dict[str, Any]:
             readers read otherwise.
     """
     ranks = tokenizer.ranks
-    alone = [merged_alone(t, lambda a, b: ranks.get(a + b, inf)) for t in tokenizer.tokens_by_rank() if len(t) > 1]
+    by_rank = {rank: token for token, rank in ranks.items()}
+    alone = last_parts([t for t in tokenizer.tokens_by_rank() if len(t) > 1], PairRanks(ranks, by_rank))
     merges = [[_spell(part) for part in parts] for parts in alone if len(parts) == 2]
     only_whole = len(merges) < len(alone)  # some are no merge of two tokens, and stand only for a piece of their own
     if only_whole and len(ranks) < len(tokenizer.ids):
@@ -199,15 +211,14 @@ def _ranks_of(ids: dict[bytes, int], pairs: list[tuple[bytes, bytes]], ignore_me
     order = {pair: m for m, pair in enumerate(pairs)}
     made: dict[bytes, int] = {}
     only_whole: list[bytes] = []
-    for token in ids:
-        if len(token) > 1:
-            parts = merged_alone(token, lambda left, right: order.get((left, right), inf))
-            if len(parts) > 2:
-                only_whole.append(token)
-            elif (parts[0], parts[1]) in order:
-                made[token] = order[parts[0], parts[1]]
-            elif ignore_merges:  # to us, what two neighbours spell is their merge
-                raise ValueError(f"its token {token!r} is for whole pieces only, although two tokens make it")
+    longer = [token for token in ids if len(token) > 1]
+    for token, parts in zip(longer, last_parts(longer, PairOrder(pairs)), strict=True):
+        if len(parts) > 2:
+            only_whole.append(token)
+        elif (parts[0], parts[1]) in order:
+            made[token] = order[parts[0], parts[1]]
+        elif ignore_merges:  # to us, what two neighbours spell is their merge
+            raise ValueError(f"its token {token!r} is for whole pieces only, although two tokens make it")
     in_order = sorted(made, key=made.__getitem__)
     others = [token for token in ids if len(token) == 1] + (only_whole if ignore_merges else [])
     if in_order == sorted(made, key=ids.__getitem__):
@@ -283,7 +294,7 @@ def _names(steps: list[dict[str, Any]]) -> str:
 
 
 def _spell(token: bytes) -> str:
-    return "".join(_CHARACTER_OF[b] for b in token)
+    return token.decode("latin-1").translate(_SPELLING)
 
 
 def bytes_of_spelling(text: str) -> bytes:
@@ -293,8 +304,8 @@ def bytes_of_spelling(text: str) -> bytes:
         ValueError: a character stands for no byte.
     """
     try:
-        return bytes([_BYTE_OF[character] for character in text])
-    except KeyError as error:
+        return text.translate(_READING).encode("latin-1")
+    except UnicodeEncodeError as error:
         raise ValueError(
-            f"its token {text!r} has {error}, which stands for no byte: this is no byte-level BPE"
+            f"its token {text!r} has {text[error.start]!r}, which stands for no byte: this is no byte-level BPE"
         ) from None
