@@ -415,7 +415,8 @@ for p in range(8):
 cache = RollingCache(batch_size=1, n_kv_head=1, max_length=100, head_dim=1, window=3)
 for p in range(8):
     new = torch.full((1, 1, 1, 1), float(p))  # (batch, h, new tokens, d)
-    keys, values, places = cache.append(new, new)
+    keys, values = cache.append(new, new)
+places = cache.ring_positions()
 assert keys.flatten().tolist() == places.tolist() == ring
 print("slots hold", places.tolist(), "- the ring by hand:", ring)
 
