@@ -235,18 +235,14 @@ print(show(cached[0]))
 #
 # A power of T is saved everywhere: $T^2$ becomes $T$ for the matrices, $T^3$ becomes $T^2$ for the scores. Do not
 # believe it, count it. PyTorch has a counter for matrix products. It does not see into the CPU's fused kernel, so
-# attention runs as plain products while we count.
+# attention runs as plain products while we count. `cost.py` has a function for that:
 
 # %%
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+import inspect
 
+from attention_mechanisms.cost import count_flops
 
-def flops(work):
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        work()
-    return counter.get_total_flops()
-
+print(inspect.getsource(count_flops))
 
 # %% [markdown]
 # Each step is counted by itself, both ways: the whole text so far through the layer, and one token in front of a cache.
@@ -256,8 +252,8 @@ torch.manual_seed(0)
 d, T = 64, 96
 layer, x = MultiHeadAttention(d, n_head=4), torch.randn(1, T, d)
 cache = layer.make_cache(1, T)
-plain_flops = [flops(lambda t=t: layer(x[:, :t])) for t in range(1, T + 1)]
-cached_flops = [flops(lambda t=t: layer(x[:, t - 1 : t], cache)) for t in range(1, T + 1)]
+plain_flops = [count_flops(lambda t=t: layer(x[:, :t])) for t in range(1, T + 1)]
+cached_flops = [count_flops(lambda t=t: layer(x[:, t - 1 : t], cache)) for t in range(1, T + 1)]
 
 # %% [markdown]
 # **Predict before you run.** T = 96 tokens, d = 64. About how many times more FLOPs does the plain way take: 10, 50 or
@@ -1171,8 +1167,6 @@ attempt(check_keep, keep)
 # returns, and that it equals the list that grows (section 6).
 
 # %%
-import inspect
-
 print(inspect.getsource(KVCache.append))
 
 # %% [markdown]

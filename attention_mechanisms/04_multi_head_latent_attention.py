@@ -212,17 +212,15 @@ print("the naive step equals one pass; the cache holds", cache.length, "tokens")
 # $$\underbrace{4\,T\,L\,D}_{\text{making them}} \quad\text{and}\quad
 # \underbrace{2\,T\,H\,(d+R) + 2\,T\,H\,d}_{\text{scores, sum}}$$
 #
-# PyTorch can count. Fused kernels hide their products from its counter, so we ask for the plain ones.
+# PyTorch can count. Fused kernels hide their products from its counter, so `count_flops` asks for the plain ones.
 
 # %%
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from attention_mechanisms.cost import count_flops
 
 
 def flops(run):
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
+    with torch.inference_mode():
+        return count_flops(run)
 
 
 # %% [markdown]

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from attention_mechanisms import (
     GroupedQueryAttention,
@@ -20,7 +19,7 @@ from attention_mechanisms import (
     SlidingWindowAttention,
     pad_left,
 )
-from attention_mechanisms.attend import plain_attention
+from attention_mechanisms.cost import count_flops
 from tests.attention_mechanisms.helpers import randomise
 
 WINDOW, N_SINK = 4, 2
@@ -206,31 +205,14 @@ def test_the_number_of_parameters_is_as_the_formula_says(variant, rope, bias, sh
     assert attention.cost(10).parameters == real
 
 
-def one_query(
-    q: Tensor, k: Tensor, v: Tensor, mask: Any = None, causal: Any = False, *more: Any, **named: Any
-) -> Tensor:
-    """`plain_attention` in place of `fast_attention`, whose products the counter sees; a fused kernel's it does not."""
-    assert q.shape[2] == 1
-    return plain_attention(q, k, v, mask, *more, **named)[0]
-
-
-@pytest.fixture
-def visible_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("multi_head", "grouped_query", "multi_head_latent", "sliding_window"):
-        monkeypatch.setattr(f"attention_mechanisms.{name}.fast_attention", one_query)
-
-
 def operations_of_the_last_token(attention: Any, n_keys: int) -> int:
     cache = attention.make_cache(1, n_keys)
     with torch.no_grad():
         for _ in range(n_keys - 1):
             attention(torch.randn(1, 1, 16), cache)
-        with FlopCounterMode(display=False) as counter:
-            attention(torch.randn(1, 1, 16), cache)
-    return counter.get_total_flops()
+        return count_flops(lambda: attention(torch.randn(1, 1, 16), cache))
 
 
-@pytest.mark.usefixtures("visible_products")
 @pytest.mark.parametrize(
     ("variant", "rope"),
     [(variant, rope) for variant in VARIANTS for rope in (False, True) if not (rope and variant.startswith("mla"))],
@@ -244,7 +226,6 @@ def test_the_operations_of_a_token_are_as_the_formula_says(variant, rope, bias, 
     assert attention.cost(n_keys).flops_per_token == operations_of_the_last_token(attention, n_keys)
 
 
-@pytest.mark.usefixtures("visible_products")
 @pytest.mark.parametrize("variant", ["mla", "mla_query"])
 @pytest.mark.parametrize("n_keys", [2, 20])
 def test_the_operations_of_a_token_with_rotary_keys_beside_latents_are_as_the_formula_says(variant, n_keys):
@@ -252,7 +233,6 @@ def test_the_operations_of_a_token_with_rotary_keys_beside_latents_are_as_the_fo
     assert attention.cost(n_keys).flops_per_token == operations_of_the_last_token(attention, n_keys)
 
 
-@pytest.mark.usefixtures("visible_products")
 @pytest.mark.parametrize("n_keys", [2, 5])
 def test_the_operations_of_a_token_are_as_the_formula_says_before_sinks_leave_the_window(n_keys):
     attention = make("swa_sinks", rope=True)
