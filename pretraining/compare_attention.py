@@ -49,7 +49,7 @@ class CompareAttention:
     base: Path | None = None
     """A trained multi-head model with learned positions and the same tokenizer, to convert; none leaves that out."""
     runs: Path = Path("runs/compare")
-    """The folder for the runs; those that are in it are done again."""
+    """The folder for the runs. Those that are whole in it, with the same flags, are not done again."""
     out: Path = RESULTS
     """The JSON file to write."""
     readme: Path = README
@@ -134,7 +134,7 @@ def main(options: CompareAttention) -> None:
         runs = []
         for seed in range(options.seed, options.seed + options.seeds):
             run = folder / f"seed-{seed}"
-            pretrain(replace(equally_large(flags, shards, target), run=run, seed=seed))
+            train(replace(equally_large(flags, shards, target), run=run, seed=seed))
             runs.append({"seed": seed, **figures(run)})
         results["from_nothing"].append({"name": name, "runs": runs})
     if options.base is not None:
@@ -162,7 +162,7 @@ def main(options: CompareAttention) -> None:
                     learning_rate=rate,
                     other_learning_rate=rate / 4,
                 )
-                pretrain(healing)
+                train(healing)
                 runs.append({"rate": rate, **figures(run)})
             results["converted"].append({"name": name, "before": measure(variant), "runs": runs})
     results |= {
@@ -173,6 +173,16 @@ def main(options: CompareAttention) -> None:
     write_json(options.out, results)
     write_block(options.readme, "quality", table(results))
     print(f"\nWrote {options.out} and the table in {options.readme}")
+
+
+def train(options: PretrainSimple) -> None:
+    """`pretrain`, if that has not been done with these flags."""
+    marker, flags = options.run / "compared.json", {name: str(value) for name, value in vars(options).items()}
+    if marker.is_file() and read_json(marker) == flags:
+        print(f"{options.run} is whole")
+        return
+    pretrain(options)
+    write_json(marker, flags)
 
 
 class Measure:

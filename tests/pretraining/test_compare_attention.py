@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
-from pretraining.compare_attention import CompareAttention, main
+from pretraining.compare_attention import CompareAttention, main, train
 from pretraining.prepare_data import PrepareData
 from pretraining.prepare_data import main as prepare
 from pretraining.pretrain_simple import PretrainSimple
@@ -27,19 +28,18 @@ def test_every_variant_is_equally_large_and_the_table_is_made_of_the_figures(tmp
     readme = tmp_path / "README.md"
     readme.write_text("<!-- quality:begin -->\n<!-- quality:end -->\n")
     options: dict[str, Any] = {"out": tmp_path / "quality.json", "readme": readme}
-    main(
-        CompareAttention(
-            data=tmp_path / "tokens",
-            base=tmp_path / "base" / "model",
-            runs=tmp_path / "runs",
-            steps=2,
-            healing_steps=2,
-            window=4,
-            device="cpu",
-            **options,
-            **shape,
-        )
+    flags = CompareAttention(
+        data=tmp_path / "tokens",
+        base=tmp_path / "base" / "model",
+        runs=tmp_path / "runs",
+        steps=2,
+        healing_steps=2,
+        window=4,
+        device="cpu",
+        **options,
+        **shape,
     )
+    main(flags)
     results = json.loads((tmp_path / "quality.json").read_text())
     sizes = [run["parameters"] for r in results["from_nothing"] for run in r["runs"]]
     assert len(sizes) == 10  # each kind with two seeds
@@ -56,3 +56,14 @@ def test_every_variant_is_equally_large_and_the_table_is_made_of_the_figures(tmp
     readme.write_text("<!-- quality:begin -->\n<!-- quality:end -->\n")
     main(CompareAttention(report_only=True, **options))
     assert readme.read_text() == once
+
+
+def test_what_is_whole_is_not_trained_again(tmp_path, monkeypatch):
+    trained: list[PretrainSimple] = []
+    monkeypatch.setattr("pretraining.compare_attention.pretrain", trained.append)
+    options = PretrainSimple(run=tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    train(options)
+    train(options)
+    train(replace(options, seed=1))  # another run: the folder says that of the last one only
+    assert [run.seed for run in trained] == [0, 1]
