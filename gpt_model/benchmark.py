@@ -132,6 +132,7 @@ def full_cache(model: GPT, context: int, batch_size: int) -> LayerCaches:
     for layer in cache.layers:
         for buffer in layer.buffers:
             buffer.normal_()
+    set_length(cache, context - 1)
     return cache
 
 

@@ -37,6 +37,8 @@ def as_many_turns(
         run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
 
     contestants = {name: partial(finished, run) for name, run in contestants.items()}
     time_by_turns(contestants, max(warm_up, 1 if device.type == "cuda" else 0))
