@@ -136,7 +136,7 @@ print(f"L = 64: {kept[63]:.3f}   L = 32: {kept[31]:.2f}   L = 16: {kept[15]:.2f}
 
 # %% [markdown]
 # 64 of 128: half, for nothing. The keys and values are made from x, and x has only D numbers. But that is all that
-# comes for free. A matrix of random numbers uses all directions about equally, and with a quarter of them most of its
+# comes for free. A matrix of random numbers uses all directions about equally, and with a quarter of them half of its
 # energy is gone. Compare it with a matrix that was built to have a low rank, plus a little noise:
 
 # %%
@@ -408,7 +408,7 @@ for n in (29, 30, 31, 32, 33):
     print(f"{n} new tokens: {counted(n):,.0f} operations a key, {counted(n) - counted(n - 1):.0f} more than before")
 
 # %% [markdown]
-# Up to 31, one more token costs 673 more. From 32 on it costs 409: the keys are made, and a query has become cheaper.
+# Up to 31, one more token costs 673 more. From 33 on it costs 409: the keys are made, and a query has become cheaper.
 # The picture shows the two lines of the formula, and circles for what PyTorch counted inside `forward`. What every new
 # token costs in any case, its own projections, is taken off.
 

@@ -56,6 +56,8 @@ class GroupedQueryAttention(nn.Module):
         self.n_head, self.n_kv_head = n_head, n_kv_head
         self.head_dim = d_model // n_head
         self.rotary = rotary
+        if rotary is not None:
+            rotary.require(self.head_dim)
         self.c_attn = nn.Linear(d_model, (n_head + 2 * n_kv_head) * self.head_dim, bias=bias)  # W_q, W_k and W_v
         self.c_proj = nn.Linear(d_model, d_model, bias=bias)  # W_o
         self.attention_dropout = dropout
@@ -74,6 +76,7 @@ class GroupedQueryAttention(nn.Module):
         q, k, v = self.project(x, cache.length if cache is not None else 0)
         mask = None
         if cache is not None:
+            KVCache.require(cache)
             k, v = cache.append(k, v)  # (batch, n_kv_head, keys, head_dim)
             mask = cache.padding_mask(x.shape[1])
         y = fast_attention(q, k, v, mask, causal=mask is None, dropout=self.dropout_now)

@@ -54,6 +54,17 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Tensor, Te
     return torch.tensor(ids), torch.tensor(padding)
 
 
+def check_padding(padding: Tensor | None, batch_size: int, max_length: int) -> None:
+    """Raises ValueError where padding is not a count of columns for each text that leaves room for some text."""
+    if padding is None:
+        return
+    if not isinstance(padding, Tensor) or padding.dtype != torch.int64 or padding.shape != (batch_size,):
+        what = f"{padding.dtype} of shape {tuple(padding.shape)}" if isinstance(padding, Tensor) else repr(padding)
+        raise ValueError(f"padding must be an int64 tensor with a number for each of {batch_size} texts, not {what}")
+    if not 0 <= int(padding.min()) <= int(padding.max()) < max_length:
+        raise ValueError(f"padding must be from 0 to below the {max_length} tokens that fit, not {padding.tolist()}")
+
+
 class Cache:
     """What all caches of one layer have in common: a length, padding, and buffers.
 
@@ -66,6 +77,7 @@ class Cache:
     def __init__(self, max_length: int, padding: Tensor | None, *buffers: Tensor) -> None:
         if max_length < 1:
             raise ValueError(f"a cache holds at least 1 token, not {max_length}")
+        check_padding(padding, buffers[0].shape[0], max_length)
         self.max_length = max_length
         self.padding = padding
         self.buffers = buffers
@@ -76,12 +88,28 @@ class Cache:
         """Bytes that the buffers really hold."""
         return sum(buffer.nbytes for buffer in self.buffers)
 
-    def grow(self, n_new: int) -> int:
-        """The length with `n_new` more tokens.
+    @classmethod
+    def require(cls, cache: Cache) -> None:
+        """Raises ValueError where an attention that keeps such a cache is given that of another."""
+        if type(cache) is not cls:
+            raise ValueError(
+                f"this attention keeps a {cls.__name__} and was given a {type(cache).__name__}: use the make_cache of "
+                "the same model"
+            )
+
+    def grow(self, new: Tensor) -> int:
+        """The length with new tokens, (…, tokens, numbers) as the buffers are.
 
         Raises:
-            ValueError: they do not fit.
+            ValueError: they do not fit, or are of another batch, other heads or another width.
         """
+        kept, n_new = self.buffers[0], new.shape[-2]
+        if (*new.shape[:-2], new.shape[-1]) != (*kept.shape[:-2], kept.shape[-1]):
+            raise ValueError(
+                f"the cache was made for {kept.shape[0]} texts, {tuple(kept.shape[1:-2])} heads and "
+                f"{kept.shape[-1]} numbers; what came is of {new.shape[0]}, {tuple(new.shape[1:-2])} and "
+                f"{new.shape[-1]}: make a cache with the same model for as many texts"
+            )
         end = self.length + n_new
         if end > self.max_length:
             raise ValueError(f"the cache holds {self.max_length} tokens; {self.length} are in it and {n_new} came")
@@ -150,7 +178,7 @@ class KVCache(Cache):
         Raises:
             ValueError: they do not fit.
         """
-        end = self.grow(keys.shape[2])
+        end = self.grow(keys)
         self.keys[:, :, self.length : end] = keys
         self.values[:, :, self.length : end] = values
         self.length = end
@@ -192,7 +220,7 @@ class LatentCache(Cache):
         Raises:
             ValueError: they do not fit.
         """
-        end = self.grow(latents.shape[1])
+        end = self.grow(latents)
         self.latents[:, self.length : end] = latents
         self.length = end
         return self.latents[:, :end]
@@ -244,7 +272,7 @@ class RollingCache(Cache):
         Raises:
             ValueError: they do not fit.
         """
-        start, end = self.length, self.grow(keys.shape[2])
+        start, end = self.length, self.grow(keys)
         if end - start == 1:
             slot = self.n_sink + start % self.window
             self.keys[:, :, slot : slot + 1], self.values[:, :, slot : slot + 1] = keys, values

@@ -48,6 +48,8 @@ class MultiHeadAttention(nn.Module):
         self.n_head = n_head
         self.head_dim = d_model // n_head
         self.rotary = rotary
+        if rotary is not None:
+            rotary.require(self.head_dim)
         self.c_attn = nn.Linear(d_model, 3 * d_model, bias=bias)  # W_q, W_k and W_v, one product instead of three
         self.c_proj = nn.Linear(d_model, d_model, bias=bias)  # W_o: mixes what the heads gathered
         self.attention_dropout = dropout
@@ -66,6 +68,7 @@ class MultiHeadAttention(nn.Module):
         q, k, v = self.project(x, cache.length if cache is not None else 0)  # each (batch, n_head, tokens, head_dim)
         mask = None
         if cache is not None:
+            KVCache.require(cache)
             k, v = cache.append(k, v)  # (batch, n_head, keys, head_dim)
             mask = cache.padding_mask(x.shape[1])
         dropout = self.attention_dropout if self.training else 0.0

@@ -116,6 +116,7 @@ class MultiHeadLatentAttention(nn.Module):
         q, latents = self.queries(x, start), self.latents(x, start)
         mask = None
         if cache is not None:
+            LatentCache.require(cache)
             latents = cache.append(latents)  # (batch, keys, d_latent + d_rope)
             mask = cache.padding_mask(tokens)
         dropout = self.attention_dropout if self.training else 0.0

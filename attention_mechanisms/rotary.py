@@ -45,6 +45,11 @@ class Rotary:
         if self.dim < 2 or self.dim % 2:
             raise ValueError(f"rotary positions turn pairs of numbers: {self.dim} is not an even count of at least 2")
 
+    def require(self, head_dim: int) -> None:
+        """Raises ValueError where heads are of another width than what is turned."""
+        if self.dim != head_dim:
+            raise ValueError(f"rotary positions of {self.dim} numbers do not fit heads of {head_dim}")
+
     def __call__(self, x: Tensor, start: int) -> Tensor:
         """Turns `x`, whose first token stands at position `start`.
 

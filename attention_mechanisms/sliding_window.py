@@ -81,6 +81,12 @@ class SlidingWindowAttention(GroupedQueryAttention):
         q, k, v = self.project(x, start)
         if cache is None:
             return self.merge(self.whole_text(q, k, v))
+        RollingCache.require(cache)
+        if (cache.window, cache.n_sink) != (min(self.window, cache.max_length), self.n_sink):
+            raise ValueError(
+                f"the cache is of window {cache.window} with {cache.n_sink} sinks, the attention of {self.window} with "
+                f"{self.n_sink}: use the make_cache of the same model"
+            )
         k, v = cache.append(k, v)  # (batch, n_kv_head, n_sink + keys, head_dim): the sinks, then others
         if tokens > 1:
             end = start + tokens
@@ -180,7 +186,7 @@ class SlidingWindowAttention(GroupedQueryAttention):
 def check_window(window: int | None, n_sink: int) -> None:
     """Raises ValueError where a window sees nothing or sinks are fewer than none."""
     if window is not None and window < 1:
-        raise ValueError(f"window={window} must be at least 1, the token itself; leave it out to see everything")
+        raise ValueError(f"window={window} must be at least 1, the token itself; as large as the context it sees all")
     if n_sink < 0:
         raise ValueError(f"n_sink={n_sink} must be at least 0")
 

@@ -1368,10 +1368,9 @@ print([size // 1024 for size in by_block], "KiB, block by block")
 #
 # **CUDA, Apple's MPS, Windows.** The line above section 2's output says where the tables were made. Other devices were
 # not run here. The formulas for bytes and FLOPs hold on any of them; β, t₀ and the peak do not, so the ratios will
-# differ. On CUDA a call returns before the work is done: `as_many_turns` waits with `torch.cuda.synchronize`, and a
-# loop of your own must too, or it times nothing. Peaks of a prefill's memory are measured on CUDA and on Linux;
-# elsewhere the benchmark leaves that column out. On Apple's MPS calls return early, too, and the present
-# `as_many_turns` does not wait there: do not trust what it times on it.
+# differ. On CUDA and on Apple's MPS a call returns before the work is done: `as_many_turns` waits with
+# `torch.cuda.synchronize` or `torch.mps.synchronize`, and a loop of your own must too, or it times nothing. Peaks of a
+# prefill's memory are measured on CUDA and on Linux; elsewhere the benchmark leaves that column out.
 #
 # **Sources.** Williams, Waterman, Patterson 2009, *Roofline* · Amdahl 1967, *Validity of the single processor approach
 # to achieving large scale computing capabilities* · DeepSeek-AI 2024, *DeepSeek-V2*, section 2.1 (absorption).

@@ -180,7 +180,8 @@ def main(options: Convert) -> None:
     if options.to == "grouped-query":
         variant = to_grouped_query(model, options.n_kv_head)
     elif options.to == "latent":
-        variant = to_latent(model, options.d_latent or rank_for_energy(model, options.energy))
+        d_latent = rank_for_energy(model, options.energy) if options.d_latent is None else options.d_latent
+        variant = to_latent(model, d_latent)
         print(f"d_latent = {variant.config.d_latent}")  # type: ignore[attr-defined]
     else:
         variant = to_sliding_window(model, options.window, options.n_sink, options.global_every)

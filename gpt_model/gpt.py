@@ -72,8 +72,10 @@ class GPTConfig:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if self.positions not in ("learned", "rope"):
             raise ValueError(f"positions must be 'learned' or 'rope', got {self.positions!r}")
-        if self.rope_base <= 1:
-            raise ValueError(f"rope_base must be above 1, got {self.rope_base}")
+        if not 1 < self.rope_base < math.inf:  # written so that NaN fails
+            raise ValueError(f"rope_base must be above 1 and finite, got {self.rope_base}")
+        if not 0 < self.layer_norm_epsilon < math.inf:
+            raise ValueError(f"layer_norm_epsilon must be above 0 and finite, got {self.layer_norm_epsilon}")
         self.attention_arguments(0)  # rotary positions that cannot be
 
     @property

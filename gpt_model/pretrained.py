@@ -55,6 +55,7 @@ _CLASSES: dict[str, type[GPT]] = {
     "scratchbook_gpt_swa": GPTWithSWA,
 }
 
+_BESIDE_SHAPE = {"architectures", "model_type", "bos_token_id", "eos_token_id"}  # in config.json of our own kinds
 
 # What our body does, where `transformers`' GPT-2 offers a choice.
 _GPT2 = {
@@ -165,6 +166,11 @@ def _config_from(content: dict[str, Any], path: Path) -> GPTConfig:
     config_class = _CLASSES[kind].config_class
     hints = get_type_hints(config_class)
     names = {ours: _HUGGING_FACE_NAMES.get(ours) if kind == "gpt2" else ours for ours in hints}
+    if kind != "gpt2":  # our own files say everything; GPT-2's may leave out what is as in GPT-2
+        if missing := sorted(names.keys() - content.keys()):
+            raise ValueError(f"{path} lacks {', '.join(missing)}: without them the model would be another one")
+        if unknown := sorted(content.keys() - names.keys() - _BESIDE_SHAPE):
+            raise ValueError(f"{path} has {', '.join(unknown)}, which no {kind} has: is it misspelt?")
     shape = {ours: content[theirs] for ours, theirs in names.items() if theirs in content}
     for ours, value in shape.items():
         if not _fits(value, hints[ours]):
@@ -208,7 +214,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> GPT:
             raise ValueError(f"{folder} is not a model folder: it has no {name}")
     content = read_json(folder / CONFIG)
     kind = content.get("model_type") if isinstance(content, dict) else None
-    if kind not in _CLASSES:
+    if not isinstance(kind, str) or kind not in _CLASSES:
         raise ValueError(f"{folder / CONFIG} describes a {kind!r} model; only {', '.join(_CLASSES)} can be opened")
     for name, value in _GPT2.items() if kind == "gpt2" else ():
         if content.get(name, value) != value:

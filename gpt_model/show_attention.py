@@ -34,6 +34,10 @@ def attention_weights(model: GPT, ids: Tensor) -> list[Tensor]:
     Returns:
         A tensor (batch, n_head, tokens, tokens) for each layer.
     """
+    if ids.shape[1] > model.config.context_length:
+        raise ValueError(f"{ids.shape[1]} tokens are more than the model's context of {model.config.context_length}")
+    was_training = model.training
+    model.eval()  # a weight that was dropped out would be a hole in the map
     body, all_weights = model.transformer, []
     x = body.wte(ids)  # (batch, tokens, d_model)
     if body.wpe is not None:
@@ -43,6 +47,7 @@ def attention_weights(model: GPT, ids: Tensor) -> list[Tensor]:
         all_weights.append(weights)
         x = x + y
         x = x + block.mlp(block.ln_2(x))
+    model.train(was_training)
     return all_weights
 
 

@@ -19,7 +19,7 @@ from utils.devices import pick_device
 from utils.errors import UserError
 from utils.files import read_json, require_writable, write_json
 from utils.readme_tables import require_markers, write_block
-from utils.tracking import provenance
+from utils.tracking import REPOSITORY, provenance
 
 NumberFormat = Literal["float32", "bfloat16"]
 
@@ -51,7 +51,7 @@ class ContextBenchmark:
     readme: Path | None = None
     """The file that gets the tables, between its markers; if not given, the chapter's own when `out` is too."""
     quick: bool = False
-    """A try in seconds, with tiny texts and few turns. Its figures mean nothing."""
+    """A try in seconds, with tiny texts and few turns. Its figures mean nothing, and go to runs/quick."""
     report_only: bool = False
     """Measure nothing: make the tables and the plot again from benchmark.json."""
 
@@ -127,8 +127,9 @@ def run_benchmark(
         of: whose cache the plot shows: "one layer's", say.
     """
     options.check()
-    out = options.out or chapter / "results"
-    readme = chapter / "README.md" if options.readme is None and options.out is None else options.readme
+    in_chapter = options.out is None and not options.quick  # what means nothing must not replace what does
+    out = options.out or (chapter / "results" if in_chapter else REPOSITORY / "runs" / "quick" / chapter.name)
+    readme = chapter / "README.md" if options.readme is None and in_chapter else options.readme
     path, picture = out / "benchmark.json", out / "benchmark.png"
     if readme is not None:
         require_markers(readme, block)

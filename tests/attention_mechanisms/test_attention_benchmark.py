@@ -115,3 +115,10 @@ def test_flags_are_checked():
     for wrong in ({"threads": 0}, {"repeats": 0}, {"window": 0}, {"dtypes": ()}, {"contexts": ()}):
         with pytest.raises(UserError, match=f"--{next(iter(wrong))}"):
             Benchmark(**wrong).check()
+
+
+def test_a_try_does_not_replace_what_was_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr("utils.context_benchmark.REPOSITORY", tmp_path)
+    (tmp_path / "runs" / "quick" / "attention_mechanisms").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"quick.attention_mechanisms.benchmark\.json"):
+        main(Benchmark(quick=True, report_only=True))

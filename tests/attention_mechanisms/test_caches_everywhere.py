@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -272,3 +273,54 @@ def test_caches_are_smaller_at_the_shape_of_the_small_model():
         assert nbytes >= 5 * latent.make_cache(1, n_keys).nbytes
         assert nbytes * 288 == latent.cost(n_keys).cache_bytes(4) * 1536
         assert window.make_cache(1, n_keys).nbytes == 2 * 768 * 256 * 4 == window.cost(n_keys).cache_bytes(4)
+
+
+@every_variant
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (1, 4), (2, 1), (4, 3)])
+def test_a_cache_for_other_texts_is_refused_and_stays_as_it_was(variant, rows, tokens):
+    attention = make(variant, rope=False)
+    cache = attention.make_cache(3, 20)
+    attention(torch.randn(3, 4, 16), cache)
+    before = [buffer.clone() for buffer in cache.buffers]
+    with pytest.raises(ValueError, match=f"the cache was made for 3 texts.*what came is of {rows}"):
+        attention(torch.randn(rows, tokens, 16), cache)
+    assert cache.length == 4
+    assert all(torch.equal(a, b) for a, b in zip(before, cache.buffers, strict=True))
+
+
+@pytest.mark.parametrize("of", VARIANTS)
+@pytest.mark.parametrize("given", VARIANTS)
+def test_the_cache_of_another_attention_is_refused(of, given):
+    attention, cache = make(of, rope=False), make(given, rope=False).make_cache(1, 20)
+    same = {"mla_query": "mla"}
+    if same.get(of, of) == same.get(given, given):
+        attention(torch.randn(1, 2, 16), cache)
+        return
+    with pytest.raises(ValueError, match=r"make_cache of the same model|make a cache with the same model"):
+        attention(torch.randn(1, 1, 16), cache)
+
+
+@every_variant
+@pytest.mark.parametrize(
+    "padding",
+    [
+        torch.tensor([0, -1, 1]),
+        torch.tensor([1]),
+        torch.tensor([0, 1]),
+        torch.tensor([0.0, 1.0, 2.0]),
+        torch.tensor([[0], [1], [2]]),
+        torch.tensor([0, 1, 20]),
+        [0, 1, 2],
+    ],
+    ids=str,
+)
+def test_padding_that_is_none_is_refused(variant, padding):
+    with pytest.raises(ValueError, match="padding must be"):
+        make(variant, rope=False).make_cache(3, 20, padding)
+
+
+@pytest.mark.parametrize("dim", [2, 16])
+def test_rotary_positions_of_another_width_are_refused(dim):
+    for attention in (partial(MultiHeadAttention, 16, 4), partial(GroupedQueryAttention, 16, 4, 2)):
+        with pytest.raises(ValueError, match=f"rotary positions of {dim} numbers do not fit heads of 4"):
+            attention(rotary=Rotary(dim, 64))

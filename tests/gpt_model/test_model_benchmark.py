@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gpt_model import GPT, GPTConfig
-from gpt_model.benchmark import Benchmark, kinds, require_correct, size_table, tables
+from gpt_model.benchmark import Benchmark, kinds, main, require_correct, size_table, tables
 from tests.conftest import assert_one_clear_line
 from utils.errors import UserError
 
@@ -98,3 +98,10 @@ def test_nothing_is_measured_that_differs():
     require_correct("right", GPT(config), 16, "float32")
     with pytest.raises(UserError, match=r"wrong in float32 is .* away from a pass without a cache"):
         require_correct("wrong", Forgetful(config), 16, "float32")
+
+
+def test_a_try_does_not_replace_what_was_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr("utils.context_benchmark.REPOSITORY", tmp_path)
+    (tmp_path / "runs" / "quick" / "gpt_model").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"quick.gpt_model.benchmark\.json"):
+        main(Benchmark(quick=True, report_only=True))

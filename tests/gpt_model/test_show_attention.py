@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from attention_mechanisms.attention_maps import all_heads, one_head, readable
+from gpt_model import GPT
+from gpt_model.gpt import GPT_TOY
 from gpt_model.show_attention import ShowAttention, attention_weights, main
 from tests.gpt_model.test_gpt import as_transformers
 from tests.gpt_model.test_variants import every_variant, lively
@@ -53,3 +57,14 @@ def test_weights_of_another_shape_are_refused():
 
 def test_spaces_and_line_ends_can_be_seen():
     assert readable(" a\n$") == "␣a⏎\\$"
+
+
+def test_maps_of_a_model_in_training_are_whole():
+    torch.manual_seed(0)
+    model = GPT(replace(GPT_TOY, dropout=0.5)).train()
+    ids = torch.randint(0, 256, (1, 9))
+    first, second = attention_weights(model, ids), attention_weights(model, ids)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert model.training
+    with pytest.raises(ValueError, match="65 tokens are more than the model's context of 64"):
+        attention_weights(model, torch.zeros(1, 65, dtype=torch.long))

@@ -265,3 +265,24 @@ def test_positions_beyond_the_context_are_refused():
         model = lively(name)
         with pytest.raises(ValueError, match="25 tokens are more than the model's context of 24"):
             model(torch.zeros(1, 25, dtype=torch.long))
+
+
+def test_a_config_of_our_own_must_say_everything(tmp_path):
+    config = GPTWithSWAConfig(vocab_size=50, context_length=16, n_layer=1, n_head=2, d_model=8, window=4)
+    GPTWithSWA(config).save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    whole = json.loads(path.read_text())
+    for change, message in (
+        (lambda c: c.pop("window"), "lacks window"),
+        (lambda c: c.update(windows=3), "has windows, which no scratchbook_gpt_swa has"),
+        (lambda c: c.update(model_type=["gpt2"]), r"describes a \['gpt2'\] model"),
+        (lambda c: c.update(layer_norm_epsilon=float("nan")), "layer_norm_epsilon must be above 0"),
+        (lambda c: c.update(rope_base=float("inf")), "rope_base must be above 1 and finite"),
+    ):
+        content = dict(whole)
+        change(content)
+        path.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            load_model(tmp_path / "model")
+    path.write_text(json.dumps(whole))
+    assert load_model(tmp_path / "model").config == config
