@@ -31,7 +31,7 @@ from gpt_model.gpt import GPT, GPTConfig
 from gpt_model.gpt_gqa import GPTWithGQA, GPTWithGQAConfig
 from gpt_model.gpt_mla import GPTWithMLA, GPTWithMLAConfig
 from gpt_model.gpt_swa import GPTWithSWA, GPTWithSWAConfig
-from utils.errors import UserError, run_command
+from utils.errors import UserError, refuse_foreign_flags, run_command
 
 
 def to_grouped_query(model: GPT, n_kv_head: int) -> GPTWithGQA:
@@ -175,6 +175,14 @@ def main(options: Convert) -> None:
 
     if options.out.resolve() == options.model.resolve():
         raise UserError("--out is the model itself: choose another folder")
+    if options.model.resolve() in options.out.resolve().parents:
+        raise UserError("--out is inside the model's folder: choose another folder")
+    belongs = {
+        "grouped-query": ("n_kv_head",),
+        "latent": ("d_latent", "energy"),
+        "sliding-window": ("window", "n_sink", "global_every"),
+    }
+    refuse_foreign_flags(options, "--to", options.to, belongs)
     model = load_model(options.model)
     variant: GPT
     if options.to == "grouped-query":
@@ -193,9 +201,14 @@ def main(options: Convert) -> None:
     )
     print(f"{model.cache_bytes(length):,} bytes, became {variant.cache_bytes(length):,} (half precision)")
     print(f"Wrote {options.out}")
-    folder = shlex.quote(str(options.out))
-    command = f"python pretraining/pretrain_simple.py --from-model {folder} --run {folder}-healed --steps 300"
-    print(f"Next, to heal it: {command} --learning-rate 0.01 --other-learning-rate 0.002")
+    healed = options.out.parent if options.out.name == "model" else options.out
+    folder, run = shlex.quote(str(options.out)), shlex.quote(f"{healed}-healed")
+    # What has lost much needs the larger rate, and what has lost little is harmed by it: see the README's table.
+    rates = (
+        "0.01 --other-learning-rate 0.0025" if options.to == "grouped-query" else "0.002 --other-learning-rate 0.0005"
+    )
+    command = f"python pretraining/pretrain_simple.py --from-model {folder} --run {run} --steps 300"
+    print(f"Next, to heal what it lost: {command} --learning-rate {rates}")
 
 
 if __name__ == "__main__":

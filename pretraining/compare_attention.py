@@ -116,7 +116,6 @@ def main(options: CompareAttention) -> None:
         all_at_end=False,
         device=options.device,
         seed=options.seed,
-        window=options.window,
     )
     rope = replace(common, positions="rope")
     contestants = {
@@ -124,7 +123,7 @@ def main(options: CompareAttention) -> None:
         "multi-head, rope": rope,
         "grouped-query, 1 KV head": replace(rope, attention="grouped-query", n_kv_head=1),
         "latent": replace(rope, attention="latent"),
-        f"sliding window {options.window}": replace(rope, attention="sliding-window"),
+        f"sliding window {options.window}": replace(rope, attention="sliding-window", window=options.window),
     }
     target = make_model(common, shards).n_parameters
     results: dict[str, Any] = {"from_nothing": [], "converted": []}
@@ -155,6 +154,9 @@ def main(options: CompareAttention) -> None:
                 run = folder / f"healed-{rate:g}"
                 healing = replace(
                     common,
+                    n_layer=PretrainSimple.n_layer,  # the shape is the converted model's
+                    n_head=PretrainSimple.n_head,
+                    d_model=PretrainSimple.d_model,
                     from_model=folder / "converted",
                     context_length=base.config.context_length,
                     run=run,

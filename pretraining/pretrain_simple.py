@@ -40,7 +40,7 @@ from pretraining.optimizers import OptimizerName, make_optimizers
 from pretraining.run_folder import RunFolder
 from pretraining.schedules import warmup_stable_decay
 from utils.devices import Precision, autocast, describe_device, pick_device
-from utils.errors import EXIT_INTERRUPTED, UserError, run_command
+from utils.errors import EXIT_INTERRUPTED, UserError, refuse_foreign_flags, run_command
 from utils.seeding import seed_everything
 from working_with_text_data.token_shards import Batches, TokenShards
 
@@ -124,8 +124,24 @@ class PretrainSimple:
             raise UserError(f"--max-minutes must be at least 0 (0 for no limit), got {self.max_minutes}")
 
 
+_SHAPE = ("attention", "positions", "d_ff", "n_layer", "n_head", "d_model", "dropout")
+_OF_ATTENTION = {"grouped-query": ("n_kv_head",), "latent": ("d_latent", "d_rope"), "sliding-window": ("window",)}
+
+
+def refuse_flags_without_meaning(options: PretrainSimple) -> None:
+    """Raises UserError where a flag of the shape was given and would do nothing."""
+    if options.from_model is not None:
+        for name in (*_SHAPE, *(name for names in _OF_ATTENTION.values() for name in names)):
+            if getattr(options, name) != getattr(PretrainSimple, name):
+                raise UserError(
+                    f"--{name.replace('_', '-')} does nothing with --from-model, whose own shape counts: leave it out"
+                )
+    refuse_foreign_flags(options, "--attention", options.attention, _OF_ATTENTION)
+
+
 def make_model(options: PretrainSimple, shards: TokenShards) -> GPT:
     """A new model of the shape that the flags tell, or the one to begin from."""
+    refuse_flags_without_meaning(options)
     if options.from_model is not None:
         model = load_model(options.from_model)
         if load_tokenizer(options.from_model).ranks != shards.tokenizer.ranks:
@@ -158,6 +174,7 @@ def make_model(options: PretrainSimple, shards: TokenShards) -> GPT:
 def main(options: PretrainSimple) -> None:
     seed_everything(options.seed)
     device = pick_device(options.device)
+    refuse_flags_without_meaning(options)
     if (options.run / "metrics.jsonl").exists() and not options.overwrite:
         raise UserError(f"{options.run} holds a run already: choose another folder with --run, or pass --overwrite")
     shards = TokenShards.open(options.data, options.tokenizer)

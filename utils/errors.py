@@ -8,14 +8,15 @@ script's last line is therefore `run_command(main, Config)`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import tyro
 
@@ -72,6 +73,25 @@ def one_line(error: Exception) -> str:
         }.get(error.errno)
         return advice or f"{error.strerror}{where}"
     return " ".join(str(error).split())
+
+
+def refuse_foreign_flags(options: Any, flag: str, chosen: str, belongs: Mapping[str, Sequence[str]]) -> None:
+    """Refuses a flag that was given and does nothing, because it belongs to another choice than the one made.
+
+    Args:
+        options: a dataclass of flags with defaults; a flag at its default was not given.
+        flag: the choice's flag, such as "--attention".
+        chosen: its value.
+        belongs: value -> the fields that mean something with it alone.
+
+    Raises:
+        UserError: one does.
+    """
+    default = {field.name: field.default for field in dataclasses.fields(options)}
+    for choice, names in belongs.items():
+        for name in names:
+            if choice != chosen and getattr(options, name) != default[name]:
+                raise UserError(f"--{name.replace('_', '-')} belongs to {flag} {choice}, and here it is {chosen}")
 
 
 def run_command(main: Callable[[Config], None], config_class: type[Config]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,9 +26,11 @@ from gpt_model import (
     generate,
     load_model,
 )
-from gpt_model.convert import rank_for_energy, to_grouped_query, to_latent, to_sliding_window
+from gpt_model.convert import Convert, rank_for_energy, to_grouped_query, to_latent, to_sliding_window
+from gpt_model.convert import main as convert
 from gpt_model.gpt import GPT2_124M, GPT2_355M, GPT2_774M, GPT2_1558M
 from gpt_model.pretrained import model_type
+from utils.errors import UserError
 
 SHAPE: dict[str, Any] = {"vocab_size": 61, "context_length": 24, "n_layer": 2, "n_head": 4, "d_model": 32}
 MAKERS = {
@@ -286,3 +289,20 @@ def test_a_config_of_our_own_must_say_everything(tmp_path):
             load_model(tmp_path / "model")
     path.write_text(json.dumps(whole))
     assert load_model(tmp_path / "model").config == config
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"to": "latent", "window": 3}, "--window belongs to --to sliding-window, and here it is latent"),
+        ({"to": "latent", "d_latent": 0}, "d_latent=0 must be from 1"),
+        ({"out": Path("model/sub")}, "--out is inside the model's folder"),
+    ],
+)
+def test_conversions_that_cannot_be_are_refused(flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    GPT(GPTConfig(vocab_size=50, context_length=16, n_layer=1, n_head=2, d_model=8)).save_pretrained("model")
+    with pytest.raises((ValueError, UserError), match=message):
+        convert(Convert(**{"model": Path("model"), "out": Path("new"), **flags}))
+    assert not (tmp_path / "new").exists()

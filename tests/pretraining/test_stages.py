@@ -15,7 +15,9 @@ import torch
 
 from gpt_model import load_model, load_tokenizer
 from gpt_model.evaluate import bytes_of_tokens, evaluate_windows
+from pretraining.pretrain_simple import PretrainSimple, refuse_flags_without_meaning
 from tests.conftest import ROOT, assert_one_clear_line
+from utils.errors import UserError
 from utils.tracking import read_metrics
 from working_with_text_data.token_shards import TokenShards, evaluation_windows
 
@@ -375,3 +377,22 @@ def test_help(run, script):
     done = run(script, "--help")
     assert done.returncode == 0
     assert "usage:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"n_kv_head": 7, "attention": "sliding-window"}, "--n-kv-head belongs to --attention grouped-query"),
+        ({"window": 0}, "--window belongs to --attention sliding-window, and here it is multi-head"),
+        ({"from_model": Path("m"), "n_layer": 9}, "--n-layer does nothing with --from-model"),
+        ({"from_model": Path("m"), "attention": "latent"}, "--attention does nothing with --from-model"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        refuse_flags_without_meaning(PretrainSimple(**flags))
+
+
+def test_flags_that_mean_something_are_taken():
+    refuse_flags_without_meaning(PretrainSimple(attention="grouped-query", n_kv_head=3, n_layer=9))
+    refuse_flags_without_meaning(PretrainSimple(from_model=Path("m"), context_length=16, learning_rate=0.01))
