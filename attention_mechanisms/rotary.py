@@ -73,7 +73,10 @@ class Rotary:
 
 @lru_cache(maxsize=16)
 def rotation_table(dim: int, length: int, base: float, device: torch.device) -> Tensor:
-    """float32 (2, length, dim / 2): cosine and sine of every position's angles, computed once for all layers."""
+    """float32 (2, length, dim / 2): cosine and sine of every position's angles, computed once for all layers.
+
+    Models in float64 are turned by float32's angles too: fine for tests to 1e-6, and for everything that is trained.
+    """
     with torch.inference_mode(False):  # a table made while generating must serve training as well
         points = torch.arange(0, dim, 2, dtype=torch.float64) / dim
         angles = torch.outer(torch.arange(length, dtype=torch.float64), base**-points)  # (length, dim / 2)
