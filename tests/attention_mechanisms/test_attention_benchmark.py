@@ -20,6 +20,8 @@ from attention_mechanisms.benchmark import (
 from tests.conftest import assert_one_clear_line
 from utils.context_report import growth, ratio
 from utils.errors import UserError
+from utils.readme_tables import with_block
+from utils.tracking import REPOSITORY
 
 SCRIPT = "attention_mechanisms/benchmark.py"
 MARKERS = "before\n<!-- attention:begin -->\n<!-- attention:end -->\nafter\n"
@@ -122,3 +124,10 @@ def test_a_try_does_not_replace_what_was_measured(monkeypatch, tmp_path):
     (tmp_path / "runs" / "quick" / "attention_mechanisms").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=r"quick.attention_mechanisms.benchmark\.json"):
         main(Benchmark(quick=True, report_only=True))
+
+
+def test_the_readme_says_what_was_measured():
+    folder = REPOSITORY / "attention_mechanisms"
+    report = json.loads((folder / "results" / "benchmark.json").read_text(encoding="utf-8"))
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert with_block(text, "attention", tables(report)) == text

@@ -11,6 +11,8 @@ from gpt_model import GPT, GPTConfig
 from gpt_model.benchmark import Benchmark, kinds, main, require_correct, size_table, tables
 from tests.conftest import assert_one_clear_line
 from utils.errors import UserError
+from utils.readme_tables import with_block
+from utils.tracking import REPOSITORY
 
 SCRIPT = "gpt_model/benchmark.py"
 MARKERS = "before\n<!-- models:begin -->\n<!-- models:end -->\nafter\n"
@@ -105,3 +107,10 @@ def test_a_try_does_not_replace_what_was_measured(monkeypatch, tmp_path):
     (tmp_path / "runs" / "quick" / "gpt_model").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=r"quick.gpt_model.benchmark\.json"):
         main(Benchmark(quick=True, report_only=True))
+
+
+def test_the_readme_says_what_was_measured():
+    folder = REPOSITORY / "gpt_model"
+    report = json.loads((folder / "results" / "benchmark.json").read_text(encoding="utf-8"))
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert with_block(text, "models", tables(report)) == text

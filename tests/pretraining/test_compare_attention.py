@@ -6,11 +6,12 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from pretraining.compare_attention import CompareAttention, main, train
+from pretraining.compare_attention import README, RESULTS, CompareAttention, main, table, train
 from pretraining.prepare_data import PrepareData
 from pretraining.prepare_data import main as prepare
 from pretraining.pretrain_simple import PretrainSimple
 from pretraining.pretrain_simple import main as pretrain
+from utils.readme_tables import with_block
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 
 
@@ -67,3 +68,8 @@ def test_what_is_whole_is_not_trained_again(tmp_path, monkeypatch):
     train(options)
     train(replace(options, seed=1))  # another run: the folder says that of the last one only
     assert [run.seed for run in trained] == [0, 1]
+
+
+def test_the_readme_says_what_was_measured():
+    text = README.read_text(encoding="utf-8")
+    assert with_block(text, "quality", table(json.loads(RESULTS.read_text(encoding="utf-8")))) == text
