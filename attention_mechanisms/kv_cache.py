@@ -28,6 +28,7 @@ the text begins, column - padding; rotary positions depend on distances alone, s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,9 +90,12 @@ class Cache:
         return sum(buffer.nbytes for buffer in self.buffers)
 
     @classmethod
-    def require(cls, cache: Cache) -> None:
-        """Raises ValueError where an attention that keeps such a cache is given that of another."""
-        if type(cache) is not cls:
+    def require(cls, cache: Any) -> None:
+        """Raises ValueError where an attention that keeps such a cache is given that of another.
+
+        A class of your own, with the same methods, is taken as it is.
+        """
+        if isinstance(cache, Cache) and not isinstance(cache, cls):
             raise ValueError(
                 f"this attention keeps a {cls.__name__} and was given a {type(cache).__name__}: use the make_cache of "
                 "the same model"
