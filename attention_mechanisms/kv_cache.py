@@ -126,6 +126,11 @@ class Cache:
         positions = torch.arange(self.length, device=self.padding.device)
         return visible(positions[-n_query:], positions, padding=self.padding)
 
+    def select_rows(self, rows: Tensor) -> None:
+        """Row i becomes a copy of what row `rows[i]` was, as a beam search needs it. int64 (batch,)."""
+        for buffer in self.buffers:
+            buffer.copy_(buffer[rows])
+
     def check_truncate(self, length: int) -> None:
         """Raises the ValueError of `truncate`, and changes nothing."""
         if not 0 <= length <= self.length:
@@ -228,6 +233,45 @@ class LatentCache(Cache):
         self.latents[:, self.length : end] = latents
         self.length = end
         return self.latents[:, :end]
+
+
+class StaticKVCache(KVCache):
+    """A KVCache whose length is a number in memory rather than in Python, so that no step differs from the one before.
+
+    A step then has the same shapes every time: it attends to the whole buffer, with a mask over what is not filled.
+    That is more work, and the price of being recorded as a CUDA graph.
+
+    Args:
+        cache: whose buffers are taken over, with what is in them. It is not to be used after that.
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        self.keys, self.values = cache.keys, cache.values
+        self.buffers = (self.keys, self.values)
+        self.max_length, self.padding = cache.max_length, cache.padding
+        self.length = torch.tensor(cache.length, device=self.keys.device)  # type: ignore[assignment]
+        for tensor in (self.keys, self.values, self.length):
+            torch._dynamo.mark_static_address(tensor)  # a graph may then write into it
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds the keys and values of new tokens and returns the whole buffers.
+
+        Returns:
+            Two of (batch, n_kv_head, max_length, head_dim).
+
+        What does not fit is an error of the device's, or none: whoever counts the steps has to stop in time.
+        """
+        columns = self.length + torch.arange(keys.shape[2], device=keys.device)
+        self.keys.index_copy_(2, columns, keys.to(self.keys.dtype))
+        self.values.index_copy_(2, columns, values.to(self.values.dtype))
+        self.length += keys.shape[2]
+        return self.keys, self.values
+
+    def padding_mask(self, n_query: int) -> Tensor:
+        """Which keys the last `n_query` tokens see, bool (batch or 1, 1, n_query, max_length)."""
+        device = self.keys.device
+        queries = self.length - n_query + torch.arange(n_query, device=device)
+        return visible(queries, torch.arange(self.max_length, device=device), padding=self.padding)
 
 
 class RollingCache(Cache):
@@ -381,6 +425,19 @@ class LayerCaches:
     def nbytes(self) -> int:
         """Bytes that the buffers of all layers really hold."""
         return sum(layer.nbytes for layer in self.layers)
+
+    def positions(self, n_new: int, device: Device) -> Tensor:
+        """Where in their texts the next `n_new` tokens stand: int64 (n_new,), or (batch, n_new) with padding.
+
+        They are counted from where each text begins; columns before that get 0.
+        """
+        columns = self.length + torch.arange(n_new, device=device)
+        return columns if self.padding is None else (columns - self.padding[:, None]).clamp(min=0)
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Row i becomes a copy of what row `rows[i]` was, in every layer. int64 (batch,); rows of one length."""
+        for layer in self.layers:
+            layer.select_rows(rows)
 
     def truncate(self, length: int) -> None:
         """Forgets all but the first `length` tokens, in every layer or, if one of them cannot, in none."""

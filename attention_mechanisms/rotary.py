@@ -50,11 +50,12 @@ class Rotary:
         if self.dim != head_dim:
             raise ValueError(f"rotary positions of {self.dim} numbers do not fit heads of {head_dim}")
 
-    def __call__(self, x: Tensor, start: int) -> Tensor:
+    def __call__(self, x: Tensor, start: int | Tensor) -> Tensor:
         """Turns `x`, whose first token stands at position `start`.
 
         Args:
             x: (…, tokens, dim).
+            start: a tensor with one number, as a `StaticKVCache` has it, is not checked.
 
         Returns:
             The same shape and dtype.
@@ -62,10 +63,14 @@ class Rotary:
         Raises:
             ValueError: a position is beyond `max_length`.
         """
-        end = start + x.shape[-2]
-        if end > self.max_length:
-            raise ValueError(f"{end} tokens are more than the model's context of {self.max_length}")
-        cos, sin = _constant_table(self.dim, self.max_length, self.base, x.device)[:, start:end]  # (tokens, dim / 2)
+        n_tokens = x.shape[-2]
+        table = _constant_table(self.dim, self.max_length, self.base, x.device)  # (2, max_length, dim / 2)
+        if isinstance(start, Tensor):
+            cos, sin = table[:, start + torch.arange(n_tokens, device=x.device)]  # (tokens, dim / 2)
+        elif start + n_tokens > self.max_length:
+            raise ValueError(f"{start + n_tokens} tokens are more than the model's context of {self.max_length}")
+        else:
+            cos, sin = table[:, start : start + n_tokens]
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
         a, b = exact.chunk(2, dim=-1)  # each (…, tokens, dim / 2)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)

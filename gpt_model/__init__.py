@@ -1,11 +1,12 @@
 """Floor 3, chapter 3: the model, its variants, its generation, its weights in and out."""
 
-from gpt_model.generate import Sampling, generate
+from gpt_model.generate import Token, generate, generate_tokens
 from gpt_model.gpt import GPT, GPTConfig
 from gpt_model.gpt_gqa import GPTWithGQA, GPTWithGQAConfig
 from gpt_model.gpt_mla import GPTWithMLA, GPTWithMLAConfig
 from gpt_model.gpt_swa import GPTWithSWA, GPTWithSWAConfig
 from gpt_model.pretrained import load_model, load_tokenizer
+from gpt_model.sampling import Sampling
 
 __all__ = [
     "GPT",
@@ -17,7 +18,9 @@ __all__ = [
     "GPTWithSWA",
     "GPTWithSWAConfig",
     "Sampling",
+    "Token",
     "generate",
+    "generate_tokens",
     "load_model",
     "load_tokenizer",
 ]

@@ -98,12 +98,6 @@ def random_ids(model: GPT, tokens: int, batch_size: int) -> Tensor:
     return torch.randint(model.config.vocab_size, (batch_size, tokens), generator=generator).to(model.device)
 
 
-def next_logits(model: GPT, ids: Tensor, cache: LayerCaches) -> Tensor:
-    """What generation asks: the logits after the last of `ids`. (batch, vocab_size)."""
-    logits: Tensor = model.lm_head(model.hidden_states(ids, cache)[:, -1])
-    return logits
-
-
 @torch.inference_mode()
 def require_correct(name: str, model: GPT, tokens: int, dtype: NumberFormat) -> None:
     """Stops the benchmark: nothing is timed that computes something else with a cache than without.
@@ -114,8 +108,8 @@ def require_correct(name: str, model: GPT, tokens: int, dtype: NumberFormat) -> 
     ids = random_ids(model, tokens, 1)
     expected = model(ids)[:, -1].float()  # (1, vocab_size)
     cache = model.make_cache(1, tokens)
-    next_logits(model, ids[:, :-1], cache)
-    error = float((next_logits(model, ids[:, -1:], cache).float() - expected).abs().max() / expected.abs().max())
+    model.next_logits(ids[:, :-1], cache)
+    error = float((model.next_logits(ids[:, -1:], cache).float() - expected).abs().max() / expected.abs().max())
     if not error <= (1e-4 if dtype == "float32" else 5e-2):  # written so that a NaN fails
         raise UserError(f"{name} in {dtype} is {error:.1e} away from a pass without a cache: nothing was measured")
 
@@ -182,11 +176,11 @@ def timed(contestants: Mapping[str, Callable[[], None]], options: Benchmark) -> 
 
 
 def asker(options: Benchmark) -> Callable[[GPT, Tensor, LayerCaches], Tensor]:
-    """`next_logits`, compiled where that is asked for."""
+    """`GPT.next_logits`, compiled where that is asked for."""
     if not options.compiled:
-        return next_logits
+        return GPT.next_logits
     torch._dynamo.reset()  # each context and kind is compiled for itself, not for what came before
-    compiled: Callable[[GPT, Tensor, LayerCaches], Tensor] = torch.compile(next_logits)
+    compiled: Callable[[GPT, Tensor, LayerCaches], Tensor] = torch.compile(GPT.next_logits)
     return compiled
 
 
@@ -195,11 +189,11 @@ def peak_of_prefill(name: str, context: int, dtype: NumberFormat, options: Bench
     torch.set_num_threads(options.threads)
     model = build(kinds(options)[name], dtype, options)
     with torch.inference_mode():
-        next_logits(model, random_ids(model, 32, 1), model.make_cache(1, 32))  # loads what a first run loads
+        model.next_logits(random_ids(model, 32, 1), model.make_cache(1, 32))  # loads what a first run loads
         ids = random_ids(model, context, options.batch_size)
 
         def read() -> None:
-            next_logits(model, ids, model.make_cache(options.batch_size, context))
+            model.next_logits(ids, model.make_cache(options.batch_size, context))
 
         return peak_bytes(read, model.device)
 

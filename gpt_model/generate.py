@@ -2,161 +2,248 @@
 
 python gpt_model/generate.py --model runs/demo/model --prompt "The assert statement" --temperature 0.8
 
-A model gives a distribution over the next token; generation draws from it, appends, and asks again. How one draws
-decides between dull and deranged:
+A model scores what may come next (`gpt.py`); a token is drawn from that (`sampling.py`), appended, and the model asked
+again. The prompt is read in one pass, the *prefill*; from then on each step reads one token a text, and everything
+before it from the cache.
 
-    temperature         logits / t: below 1 sharpens, above 1 flattens, 0 always takes the most probable (greedy)
-    top-k               only the k most probable tokens (Fan et al. 2018)
-    top-p               only the fewest tokens that together have probability p (nucleus, Holtzman et al. 2020)
-    min-p               only tokens at least min_p times as probable as the best (Nguyen et al. 2024)
-    repetition penalty  tokens already in the text: positive logits / r, negative ones · r (Keskar et al. 2019, 4.1)
-
-They are applied in this order: penalty, temperature, top-k, top-p, min-p.
+    prompts of different lengths  are aligned at their ends, so that all of them write into the same column
+    a text beyond the context     the older half of the window is forgotten and the newer half is read again from
+                                  position 0, since learned positions cannot slide: once in context / 2 steps
+    a stop string                 may be spread over tokens: text that could be its beginning waits until it is not
+    a character                   may be spread over tokens too, and waits until it is whole
+    on a GPU                      nothing waits for a token to arrive at the CPU before the next step is started
 """
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
 import time
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gpt_model.decoding import decoding_cache, decoding_step
+from gpt_model.sampling import Sampler, Sampling, count_tokens
 from utils.devices import pick_device
 from utils.errors import UserError, run_command
 from working_with_text_data.bytepair_enc import StreamDecoder
 
 if TYPE_CHECKING:
+    from attention_mechanisms import LayerCaches
     from gpt_model.gpt import GPT
     from working_with_text_data.bytepair_enc import BytePairTokenizer
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn. The defaults draw from the model's own distribution.
-
-    Raises:
-        ValueError: a value is out of its range.
-    """
-
-    temperature: float = 1.0
-    """Below 1 is safer, above 1 is wilder, 0 always takes the most probable token."""
-    top_k: int = 0
-    """Draw from only the k most probable tokens; 0 for all."""
-    top_p: float = 1.0
-    """Draw from only the fewest tokens with this probability together; 1 for all."""
-    min_p: float = 0.0
-    """Draw from only tokens at least this fraction as probable as the best; 0 for all."""
-    repetition_penalty: float = 1.0
-    """Above 1 makes tokens that are already in the text less probable."""
-    seed: int | None = None
-    """The same seed gives the same text; none gives another each time."""
-
-    def __post_init__(self) -> None:
-        checks = {
-            "temperature": (self.temperature == 0 or 0.001 <= self.temperature < math.inf, "0 or at least 0.001"),
-            "top_k": (self.top_k >= 0, "at least 0 (0 for no limit)"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-            "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
-            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0 (1 for none)"),
-            "seed": (self.seed is None or 0 <= self.seed < 2**63, "from 0 to 2**63 - 1"),
-        }
-        for name, (fine, wanted) in checks.items():
-            if not fine:
-                raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)}")
+Processor = Callable[[Tensor, Tensor], Tensor]
+"""Logits (batch, vocab_size) and the texts so far, int64 (batch, tokens) with -1 on the left, to new logits."""
 
 
-def next_token_logits(logits: Tensor, sampling: Sampling, seen: Collection[int] = ()) -> Tensor:
-    """The logits that are drawn from: penalised, scaled, and -inf for the tokens that are cut off.
+class Token(NamedTuple):
+    """A token that was drawn."""
 
-    Args:
-        logits: (vocab_size,) of the next token. Not changed.
-        seen: ids already in the text, for the repetition penalty.
-
-    Returns:
-        float32 (vocab_size,); the best token always remains. With temperature 0 only the best one does.
-    """
-    logits = logits.float().clone()
-    if seen and sampling.repetition_penalty != 1:
-        ids = torch.tensor(sorted(set(seen)), device=logits.device)
-        chosen = logits[ids]
-        penalty = sampling.repetition_penalty
-        logits[ids] = torch.where(chosen > 0, chosen / penalty, chosen * penalty)
-    if sampling.temperature == 0:
-        best = logits.argmax()
-        return torch.full_like(logits, -torch.inf).index_fill(0, best, 0.0)
-    logits /= sampling.temperature
-    if 0 < sampling.top_k < len(logits):
-        logits[logits < logits.topk(sampling.top_k).values[-1]] = -torch.inf
-    if sampling.top_p < 1:
-        ordered, order = logits.sort(descending=True)
-        probabilities = ordered.softmax(dim=0)
-        before = probabilities.cumsum(dim=0) - probabilities  # what the more probable tokens have together
-        logits[order[before >= sampling.top_p]] = -torch.inf
-    if sampling.min_p > 0:
-        probabilities = logits.softmax(dim=0)
-        logits[probabilities < sampling.min_p * probabilities.max()] = -torch.inf
-    return logits
+    row: int
+    """Of which text."""
+    id: int
+    logprob: float | None = None
+    """Its log-probability, in nats, by the model itself: before processors, penalties, temperature and cuts."""
+    alternatives: tuple[tuple[int, float], ...] = ()
+    """The most probable (id, log-probability) at this place."""
 
 
 @torch.inference_mode()
+def generate_tokens(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampling: Sampling | Sequence[Sampling] | None = None,
+    stop: Collection[int] = (),
+    processors: Sequence[Processor] = (),
+    n_logprobs: int | None = None,
+    compiled: bool = False,
+) -> Generator[Token, None, None]:
+    """Yields the tokens that follow each of `prompts`, step by step as they are drawn.
+
+    A prompt longer than the context keeps its end. Texts do not depend on those beside them, but for rounding.
+
+    Args:
+        prompts: ids of each text, at least one.
+        sampling: one for each text, or one for all; of that, text i has the seed `seed + i`.
+        stop: ids that end a text; the one that was drawn is not yielded.
+        processors: functions that change the logits, in their order, before `sampling` does.
+        n_logprobs: how many alternatives come with each token, 0 for its own log-probability alone; None for neither.
+        compiled: see `decoding.py`; the first steps then take half a minute.
+
+    Raises:
+        ValueError: a prompt is empty or has ids that the model does not know, or there are not as many settings.
+    """
+    require_prompts(model, prompts)
+    if n_logprobs is not None and not 0 <= n_logprobs <= model.config.vocab_size:
+        raise ValueError(f"n_logprobs must be from 0 to the vocabulary of {model.config.vocab_size}, got {n_logprobs}")
+    sampler = Sampler(settings_of_rows(sampling, len(prompts)), model.device)
+    texts = _Texts(prompts, max_new_tokens, model.device)
+    lag = 1 if model.device.type == "cuda" else 0  # steps that are started before a token is looked at
+    under_way: deque[_Drawn] = deque()
+    going = set(range(len(prompts)))
+    was_training = model.training
+    model.eval()  # dropout off, until the texts end or nobody asks for more of them
+    try:
+        for logits in _next_logits(model, texts, max_new_tokens, compiled):
+            adjusted = logits
+            for processor in processors:
+                adjusted = processor(adjusted, texts.so_far)
+            ids = sampler.draw(sampler.adjust(adjusted, texts.counts(logits.shape[1]) if sampler.penalises else None))
+            texts.append(ids)
+            under_way.append(_Drawn(ids, logits, n_logprobs))
+            if len(under_way) > lag:
+                yield from under_way.popleft().tokens(going, stop)
+            if not going:
+                return
+        for drawn in under_way:
+            yield from drawn.tokens(going, stop)
+    finally:
+        model.train(was_training)
+
+
 def generate(
     model: GPT,
     prompt_ids: Sequence[int],
     max_new_tokens: int,
     sampling: Sampling | None = None,
     stop: Collection[int] = (),
+    processors: Sequence[Processor] = (),
+    compiled: bool = False,
 ) -> Generator[int, None, None]:
-    """Yields the ids that follow `prompt_ids`, one by one as they are drawn.
+    """`generate_tokens` of one text: yields the ids that follow `prompt_ids`."""
+    for token in generate_tokens(model, [prompt_ids], max_new_tokens, sampling, stop, processors, None, compiled):
+        yield token.id
 
-    When the text outgrows the model's context, the older half of the window is forgotten and the newer half is read
-    again from position 0 (learned positions cannot slide). A prompt longer than the context keeps its end.
 
-    Args:
-        prompt_ids: at least one id.
-        stop: ids that end the text; the one that was drawn is not yielded.
+def require_prompts(model: GPT, prompts: Sequence[Sequence[int]]) -> None:
+    """Raises ValueError where a model cannot continue a prompt."""
+    vocab_size = model.config.vocab_size
+    if not prompts:
+        raise ValueError("there is no prompt: give at least one")
+    for prompt in prompts:
+        if not len(prompt):
+            raise ValueError("the prompt is empty: give at least one id, for example the tokenizer's eot_token")
+        if not all(0 <= i < vocab_size for i in prompt):
+            raise ValueError(f"the prompt has ids outside the model's vocabulary of {vocab_size}: is it its tokenizer?")
+
+
+def settings_of_rows(sampling: Sampling | Sequence[Sampling] | None, n_rows: int) -> list[Sampling]:
+    """The settings of each text.
 
     Raises:
-        ValueError: the prompt is empty or has ids that the model does not know.
+        ValueError: there are not as many as texts.
     """
-    sampling = sampling or Sampling()
-    vocab_size, context = model.config.vocab_size, model.config.context_length
-    if not prompt_ids:
-        raise ValueError("the prompt is empty: give at least one id, for example the tokenizer's eot_token")
-    if not all(0 <= i < vocab_size for i in prompt_ids):
-        raise ValueError(f"the prompt has ids outside the model's vocabulary of {vocab_size}: is it its tokenizer?")
-    was_training = model.training
-    model.eval()  # dropout off, until the text ends or nobody asks for more of it
-    generator = torch.Generator()  # on the CPU, so that a seed gives the same draws for every device
-    if sampling.seed is not None:
-        generator.manual_seed(sampling.seed)
-    else:
-        generator.seed()
-    text = list(prompt_ids)
-    cache = model.make_cache(1, min(context, len(text) + max_new_tokens))
-    unread = text[-context:]
-    try:
-        for _ in range(max_new_tokens):
-            if cache.length + len(unread) > context:
-                cache.reset()
-                unread = text[-max(context // 2, 1) :]
-            hidden = model.hidden_states(torch.tensor([unread], device=model.device), cache)  # (1, unread, d_model)
-            logits = model.lm_head(hidden[0, -1])  # (vocab_size,): only the last position is asked what comes next
-            probabilities = next_token_logits(logits, sampling, text).softmax(dim=0).cpu()
-            token = int(torch.multinomial(probabilities, 1, generator=generator))
+    if sampling is None or isinstance(sampling, Sampling):
+        one = sampling or Sampling()
+        return [one if one.seed is None else replace(one, seed=one.seed + row) for row in range(n_rows)]
+    if len(sampling) != n_rows:
+        raise ValueError(f"{len(sampling)} settings for {n_rows} texts: give one for each, or one for all")
+    return list(sampling)
+
+
+class _Texts:
+    """Texts that grow in step, aligned at their ends, on the model's device.
+
+    Args:
+        prompts: their beginnings.
+        room: tokens by which they may grow.
+    """
+
+    def __init__(self, prompts: Sequence[Sequence[int]], room: int, device: torch.device) -> None:
+        self.length = longest = max(map(len, prompts))
+        self.padding = [longest - len(prompt) for prompt in prompts]
+        rows = [[-1] * n + list(prompt) for n, prompt in zip(self.padding, prompts, strict=True)]
+        begun = torch.tensor(rows, device=device)  # (batch, longest)
+        self.ids = torch.cat([begun, begun.new_full((len(rows), room), -1)], dim=1)
+        self._counts: Tensor | None = None
+
+    @property
+    def so_far(self) -> Tensor:
+        """(batch, length), with -1 before the beginnings."""
+        return self.ids[:, : self.length]
+
+    def append(self, ids: Tensor) -> None:
+        """Adds a column, (batch, 1)."""
+        self.ids[:, self.length : self.length + 1] = ids
+        self.length += 1
+        if self._counts is not None:
+            self._counts.scatter_add_(1, ids, torch.ones_like(ids, dtype=self._counts.dtype))
+
+    def last(self, n_columns: int) -> tuple[Tensor, Tensor | None]:
+        """What a model reads, (batch, n_columns or fewer), and the padding of `make_cache`."""
+        start = max(self.length - n_columns, 0)
+        padding = [max(n - start, 0) for n in self.padding]
+        ids = self.so_far[:, start:].clamp(min=0)
+        return ids, torch.tensor(padding, device=ids.device) if any(padding) else None
+
+    def counts(self, vocab_size: int) -> Tensor:
+        """How often each token is in each text, (batch, vocab_size); kept up to date from now on."""
+        if self._counts is None:
+            self._counts = count_tokens(self.so_far, vocab_size, self.padding)
+        return self._counts
+
+
+def _next_logits(model: GPT, texts: _Texts, n_steps: int, compiled: bool) -> Iterator[Tensor]:
+    """The logits of what follows `texts`, (batch, vocab_size), `n_steps` times; in between they grow by a token."""
+    context = model.config.context_length
+    step = decoding_step(model.device, compiled)
+    cache: LayerCaches | None = None
+    n_read, window = 0, context  # columns in the cache; columns to read when it is begun
+    for left in range(n_steps, 0, -1):
+        if cache is None or n_read == context:
+            ids, padding = texts.last(window)  # at first as much as fits, later the newer half
+            cache = model.make_cache(len(ids), min(context, ids.shape[1] + left), padding)
+            logits = model.next_logits(ids, cache)
+            cache, n_read, window = decoding_cache(cache, compiled), ids.shape[1], max(context // 2, 1)
+        else:
+            logits = step(model, texts.so_far[:, -1:], cache)
+            n_read += 1
+        yield logits
+
+
+class _Drawn:
+    """A drawn column on its way to the CPU, which need not wait for it.
+
+    Args:
+        ids: int64 (batch, 1).
+        logits: (batch, vocab_size), from the model.
+        n_logprobs: see `generate_tokens`.
+    """
+
+    def __init__(self, ids: Tensor, logits: Tensor, n_logprobs: int | None) -> None:
+        self.parts = [ids]
+        if n_logprobs is not None:
+            logprobs = logits.float().log_softmax(dim=-1)
+            best = logprobs.topk(n_logprobs)
+            self.parts += [logprobs.gather(1, ids), best.indices, best.values]
+        self.arrived: torch.cuda.Event | None = None
+        if ids.is_cuda:
+            self.parts = [part.to("cpu", non_blocking=True) for part in self.parts]
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def tokens(self, going: set[int], stop: Collection[int]) -> Iterator[Token]:
+        """The tokens of the texts that are `going`; one that stops is taken out of them."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        ids, *more = [part.tolist() for part in self.parts]
+        for row in sorted(going):
+            token = ids[row][0]
             if token in stop:
-                return
-            text.append(token)
-            unread = [token]
-            yield token
-    finally:
-        model.train(was_training)
+                going.discard(row)
+            elif more:
+                (own,), best, values = more[0][row], more[1][row], more[2][row]
+                yield Token(row, token, own, tuple(zip(best, values, strict=True)))
+            else:
+                yield Token(row, token)
 
 
 def stream_text(ids: Iterable[int], tokenizer: BytePairTokenizer, stop: Sequence[str] = ()) -> Iterator[str]:

@@ -207,16 +207,18 @@ class GPT(nn.Module):
 
     def hidden_states(self, ids: Tensor, cache: LayerCaches | None = None) -> Tensor:
         """The last block's vectors, normalised: `forward` without the output matrix. (batch, tokens, d_model)."""
-        start = cache.length if cache is not None else 0
-        end = start + ids.shape[1]
+        n_new = ids.shape[1]
+        end = n_new + (cache.length if cache is not None else 0)
         if end > self.config.context_length:
             raise ValueError(f"{end} tokens are more than the model's context of {self.config.context_length}")
-        positions = torch.arange(start, end, device=ids.device)  # (tokens,)
-        if cache is not None and cache.padding is not None:
-            # (batch, tokens): counted from each text's beginning
-            positions = (positions - cache.padding[:, None]).clamp(min=0)
+        positions = torch.arange(n_new, device=ids.device) if cache is None else cache.positions(n_new, ids.device)
         hidden: Tensor = self.transformer(ids, positions, cache)
         return hidden
+
+    def next_logits(self, ids: Tensor, cache: LayerCaches | None = None) -> Tensor:
+        """The logits of what follows the last of `ids`, which is all that generation asks: (batch, vocab_size)."""
+        logits: Tensor = self.lm_head(self.hidden_states(ids, cache)[:, -1])
+        return logits
 
     def make_cache(self, batch_size: int, max_length: int | None = None, padding: Tensor | None = None) -> LayerCaches:
         """An empty cache for `batch_size` texts of up to `max_length` tokens (the whole context if not given).
@@ -235,7 +237,7 @@ class GPT(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.lm_head.weight.device
+        return self.transformer.ln_f.weight.device
 
     @property
     def n_parameters(self) -> int:

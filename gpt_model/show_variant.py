@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from gpt_model.generate import Sampling, generate
+from gpt_model.generate import generate
 from gpt_model.gpt import GPT, GPTConfig
+from gpt_model.sampling import Sampling
 from utils.readme_tables import markdown_table
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_model import Sampling, generate
-from gpt_model.generate import encode_prompt, generate_text, next_token_logits, stream_text
+from gpt_model.generate import encode_prompt, generate_text, stream_text
 from tests.gpt_model.test_gpt import TINY, as_transformers, tiny_gpt
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 
@@ -25,30 +22,6 @@ def test_greedy_text_equals_transformers():
         torch.tensor([prompt]), max_new_tokens=15, do_sample=False, pad_token_id=0, eos_token_id=None
     )
     assert list(generate(model, prompt, 15, Sampling(temperature=0))) == expected[0, 5:].tolist()
-
-
-@given(
-    temperature=st.floats(0.1, 3),
-    top_k=st.integers(1, 61),
-    top_p=st.floats(0.05, 1),
-    min_p=st.floats(0, 0.9),
-    penalty=st.floats(0.5, 2),
-    seed=st.integers(0, 100),
-)
-def test_the_cuts_equal_transformers_processors(temperature, top_k, top_p, min_p, penalty, seed):
-    logits = 3 * torch.randn(61, generator=torch.Generator().manual_seed(seed))
-    seen = [1, 5, 9, 5]
-    lp: Any = transformers.generation.logits_process
-    scores = lp.RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([seen]), logits[None].clone())
-    for warper in (
-        lp.TemperatureLogitsWarper(temperature),
-        lp.TopKLogitsWarper(top_k),
-        lp.TopPLogitsWarper(top_p),
-        lp.MinPLogitsWarper(min_p),
-    ):
-        scores = warper(torch.tensor([seen]), scores)
-    ours = next_token_logits(logits, Sampling(temperature, top_k, top_p, min_p, penalty), seen)
-    torch.testing.assert_close(ours.softmax(0), scores[0].softmax(0), atol=1e-5, rtol=1e-4)
 
 
 def test_draws_follow_the_distribution():
@@ -121,24 +94,6 @@ def test_generated_text_begins_a_document_for_an_empty_prompt():
     assert isinstance("".join(generate_text(model, TOKENIZER, "", 5, Sampling(seed=0))), str)
     with pytest.raises(ValueError, match="do not belong together"):
         encode_prompt("x", TOKENIZER, tiny_gpt())
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"temperature": -1.0},
-        {"temperature": 1e-40},
-        {"seed": 2**64},
-        {"top_k": -1},
-        {"top_p": 0.0},
-        {"top_p": 1.1},
-        {"min_p": 2.0},
-        {"repetition_penalty": 0.0},
-    ],
-)
-def test_bad_sampling_is_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        Sampling(**wrong)
 
 
 @pytest.mark.parametrize("training", [True, False])
