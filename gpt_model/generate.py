@@ -22,11 +22,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from gpt_model.decoding import decoding_cache, decoding_step
 from gpt_model.sampling import Sampler, Sampling, count_tokens
@@ -246,31 +246,50 @@ class _Drawn:
                 yield Token(row, token)
 
 
-def stream_text(ids: Iterable[int], tokenizer: BytePairTokenizer, stop: Sequence[str] = ()) -> Iterator[str]:
-    """Yields the text of a stream of ids in pieces, as soon as each is certain.
+class TextStream:
+    """Turns ids into text, in pieces that are each certain.
 
     A character may be spread over tokens: bytes wait until it is whole. A stop string may be too: text that could be
     its beginning waits until it is known not to be.
 
     Args:
-        stop: strings that end the text, whichever is complete first; it is not yielded, and no further id is asked for.
+        stop: strings that end the text, whichever is complete first. It is not part of it.
     """
-    stop = [s for s in stop if s]
-    decoder = StreamDecoder(tokenizer)
-    waiting = ""
-    for i in ids:
-        waiting += decoder.feed(i)
-        found = [(at + len(s), at) for s in stop if (at := waiting.find(s)) >= 0]
+
+    def __init__(self, tokenizer: BytePairTokenizer, stop: Sequence[str] = ()) -> None:
+        self.stop = [s for s in stop if s]
+        self.decoder = StreamDecoder(tokenizer)
+        self.waiting = ""
+        self.stopped = False
+
+    def feed(self, token: int) -> str:
+        """What has become certain with one more token; nothing once the text has stopped."""
+        if self.stopped:
+            return ""
+        self.waiting += self.decoder.feed(token)
+        found = [(at + len(s), at) for s in self.stop if (at := self.waiting.find(s)) >= 0]
         if found:
+            self.stopped = True
             _, cut = min(found)  # of several, the one that is complete first, however tokens cut the text
-            if cut:
-                yield waiting[:cut]
+            return self.waiting[:cut]
+        certain = len(self.waiting) - _possible_beginning(self.waiting, self.stop)
+        piece, self.waiting = self.waiting[:certain], self.waiting[certain:]
+        return piece
+
+    def finish(self) -> str:
+        """What still waits when no token comes any more."""
+        return "" if self.stopped else self.waiting + self.decoder.finish()
+
+
+def stream_text(ids: Iterable[int], tokenizer: BytePairTokenizer, stop: Sequence[str] = ()) -> Iterator[str]:
+    """Yields the text of a stream of ids as a `TextStream` gives it; after a stop string no further id is asked for."""
+    stream = TextStream(tokenizer, stop)
+    for i in ids:
+        if piece := stream.feed(i):
+            yield piece
+        if stream.stopped:
             return
-        certain = len(waiting) - _possible_beginning(waiting, stop)
-        if certain:
-            yield waiting[:certain]
-            waiting = waiting[certain:]
-    if rest := waiting + decoder.finish():
+    if rest := stream.finish():
         yield rest
 
 
@@ -313,10 +332,10 @@ def generate_text(
 class Generate(Sampling):
     """The flags of this script."""
 
-    model: Path = Path("runs/demo/model")
-    """A model folder."""
+    model: str = "runs/demo/model"
+    """A model folder, or the name of a model on the hub: gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2."""
     prompt: tuple[str, ...] = ("",)
-    """One text or several; each is continued in its turn. Empty lets the model begin."""
+    """One text, which is written as it comes, or several, which are continued side by side. Empty begins a new one."""
     max_new_tokens: int = 200
     """Tokens to write at most."""
     stop: tuple[str, ...] = ()
@@ -325,6 +344,10 @@ class Generate(Sampling):
     """Below 1 is safer, above 1 is wilder, 0 always takes the most probable token."""
     top_p: float = 0.95
     """Draw from only the fewest tokens with this probability together; 1 for all."""
+    weights: Literal["as-saved", "float32", "bfloat16", "int8"] = "as-saved"
+    """The format to keep the weights in: fewer bytes are read faster, and int8 is a little less exact."""
+    compile: bool = False
+    """torch.compile of the step: the first tokens then take half a minute longer, the others less. Needs a compiler."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
 
@@ -339,30 +362,60 @@ class Generate(Sampling):
 
 def main(options: Generate) -> None:
     from gpt_model.pretrained import load_model, load_tokenizer
+    from gpt_model.weight_only import store_weights
 
     model = load_model(options.model, pick_device(options.device))
     tokenizer = load_tokenizer(options.model)
-    end = set(tokenizer.special_tokens.values())
+    if options.weights != "as-saved":
+        model = store_weights(model, options.weights)
     print(f"{options.model}: {model.n_parameters:,} parameters, on {model.device}", file=sys.stderr)
-    for prompt in options.prompt:
-        print(f"\n--- {prompt!r}" if prompt else "\n--- (a new document)", file=sys.stderr)
-        print(prompt, end="", flush=True)
-        ids = generate(model, encode_prompt(prompt, tokenizer, model), options.max_new_tokens, options, end)
-        n_tokens, start = 0, time.perf_counter()
+    prompts = [encode_prompt(prompt, tokenizer, model) for prompt in options.prompt]
+    end = set(tokenizer.special_tokens.values())
+    start = time.perf_counter()
+    tokens = generate_tokens(model, prompts, options.max_new_tokens, options, end, compiled=options.compile)
+    n_tokens, first = 0, start
 
-        def counted(ids: Iterator[int] = ids) -> Iterator[int]:
-            nonlocal n_tokens
-            for i in ids:
-                n_tokens += 1
-                yield i
+    def counted() -> Iterator[Token]:
+        nonlocal n_tokens, first
+        for token in tokens:
+            n_tokens, first = n_tokens + 1, first if n_tokens else time.perf_counter()
+            yield token
 
-        for piece in stream_text(counted(), tokenizer, options.stop):
-            print(piece, end="", flush=True)
-        seconds = time.perf_counter() - start
-        print(flush=True)
-        print(f"--- {n_tokens} tokens, {n_tokens / max(seconds, 1e-9):.0f} a second", file=sys.stderr)
-    command = shlex.join(["python", "gpt_model/generate.py", "--model", str(options.model), "--prompt"])
+    if len(prompts) == 1:
+        _write_one(counted(), options.prompt[0], tokenizer, options.stop)
+    else:
+        _write_many(counted(), options.prompt, tokenizer, options)
+    now = time.perf_counter()
+    speed = f", then {(n_tokens - 1) / (now - first):.0f} a second" if n_tokens > 1 else ""
+    print(f"--- {n_tokens} tokens: the first after {first - start:.2f} s{speed}", file=sys.stderr)
+    command = shlex.join(["python", "gpt_model/generate.py", "--model", options.model, "--prompt"])
     print(f'\nNext: your own words, {command} "..."', file=sys.stderr)
+
+
+def _write_one(tokens: Iterator[Token], prompt: str, tokenizer: BytePairTokenizer, stop: Sequence[str]) -> None:
+    """A text as it comes."""
+    print(f"\n--- {prompt!r}" if prompt else "\n--- (a new document)", file=sys.stderr)
+    print(prompt, end="", flush=True)
+    for piece in stream_text((token.id for token in tokens), tokenizer, stop):
+        print(piece, end="", flush=True)
+    print(flush=True)
+
+
+def _write_many(
+    tokens: Iterator[Token], prompts: Sequence[str], tokenizer: BytePairTokenizer, options: Generate
+) -> None:
+    """Texts that are written side by side, one after the other when they are done."""
+    streams = [TextStream(tokenizer, options.stop) for _ in prompts]
+    texts = list(prompts)
+    with tqdm(total=options.max_new_tokens * len(prompts), unit="token", desc="writes", leave=False) as bar:
+        for token in tokens:
+            texts[token.row] += streams[token.row].feed(token.id)
+            bar.update()
+            if all(stream.stopped for stream in streams):
+                break
+    for prompt, text, stream in zip(prompts, texts, streams, strict=True):
+        print(f"\n--- {prompt!r}" if prompt else "\n--- (a new document)", file=sys.stderr, flush=True)
+        print(text + stream.finish(), flush=True)
 
 
 if __name__ == "__main__":
