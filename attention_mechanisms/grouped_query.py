@@ -105,10 +105,12 @@ class GroupedQueryAttention(nn.Module):
         mixed: Tensor = self.residual_dropout(self.c_proj(y.transpose(1, 2).flatten(2)))
         return mixed
 
-    def make_cache(self, batch_size: int, max_length: int, padding: Tensor | None = None) -> KVCache:
-        """An empty cache for this layer, on the device and in the number format of its weights."""
-        weight = self.c_attn.weight
-        return KVCache(batch_size, self.n_kv_head, max_length, self.head_dim, weight.dtype, weight.device, padding)
+    def make_cache(
+        self, batch_size: int, max_length: int, padding: Tensor | None = None, like: Tensor | None = None
+    ) -> KVCache:
+        """An empty cache for this layer, on the device and in the number format of `like`, or else of its weights."""
+        like = self.c_attn.weight if like is None else like
+        return KVCache(batch_size, self.n_kv_head, max_length, self.head_dim, like.dtype, like.device, padding)
 
     def cost(self, n_keys: int) -> AttentionCost:
         """What a token costs that sees `n_keys` keys, its own among them."""

@@ -91,10 +91,12 @@ class MultiHeadAttention(nn.Module):
             q, k = self.rotary(q, start), self.rotary(k, start)
         return q, k, v
 
-    def make_cache(self, batch_size: int, max_length: int, padding: Tensor | None = None) -> KVCache:
-        """An empty cache for this layer, on the device and in the number format of its weights."""
-        weight = self.c_attn.weight
-        return KVCache(batch_size, self.n_head, max_length, self.head_dim, weight.dtype, weight.device, padding)
+    def make_cache(
+        self, batch_size: int, max_length: int, padding: Tensor | None = None, like: Tensor | None = None
+    ) -> KVCache:
+        """An empty cache for this layer, on the device and in the number format of `like`, or else of its weights."""
+        like = self.c_attn.weight if like is None else like
+        return KVCache(batch_size, self.n_head, max_length, self.head_dim, like.dtype, like.device, padding)
 
     def cost(self, n_keys: int) -> AttentionCost:
         """What a token costs that sees `n_keys` keys, its own among them."""

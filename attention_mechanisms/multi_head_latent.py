@@ -187,10 +187,12 @@ class MultiHeadLatentAttention(nn.Module):
         mixed: Tensor = self.residual_dropout(self.c_proj(y.transpose(1, 2).flatten(2)))
         return mixed
 
-    def make_cache(self, batch_size: int, max_length: int, padding: Tensor | None = None) -> LatentCache:
-        """An empty cache for this layer, on the device and in the number format of its weights."""
-        weight = self.kv_down.weight
-        return LatentCache(batch_size, max_length, self.d_latent, self.d_rope, weight.dtype, weight.device, padding)
+    def make_cache(
+        self, batch_size: int, max_length: int, padding: Tensor | None = None, like: Tensor | None = None
+    ) -> LatentCache:
+        """An empty cache for this layer, on the device and in the number format of `like`, or else of its weights."""
+        like = self.kv_down.weight if like is None else like
+        return LatentCache(batch_size, max_length, self.d_latent, self.d_rope, like.dtype, like.device, padding)
 
     def cost(self, n_keys: int) -> AttentionCost:
         """What a token costs that sees `n_keys` keys, its own among them, absorbed."""

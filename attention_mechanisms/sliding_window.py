@@ -168,14 +168,14 @@ class SlidingWindowAttention(GroupedQueryAttention):
         return self.merge(y), weights
 
     def make_cache(  # type: ignore[override]
-        self, batch_size: int, max_length: int, padding: Tensor | None = None
+        self, batch_size: int, max_length: int, padding: Tensor | None = None, like: Tensor | None = None
     ) -> KVCache | RollingCache:
         """An empty cache for this layer: of the window and the sinks, or of everything where there is no window."""
         if self.window is None:
-            return super().make_cache(batch_size, max_length, padding)
-        weight = self.c_attn.weight
+            return super().make_cache(batch_size, max_length, padding, like)
+        like = self.c_attn.weight if like is None else like
         shape = (batch_size, self.n_kv_head, max_length, self.head_dim, self.window, self.n_sink)
-        return RollingCache(*shape, weight.dtype, weight.device, padding)
+        return RollingCache(*shape, like.dtype, like.device, padding)
 
     def cost(self, n_keys: int) -> AttentionCost:
         """What token number `n_keys` of a text costs, which sees the window and the sinks alone."""

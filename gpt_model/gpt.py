@@ -227,7 +227,8 @@ class GPT(nn.Module):
             padding: int64 (batch,), for texts of different lengths: see `attention_mechanisms.pad_left`.
         """
         length = self.config.context_length if max_length is None else max_length
-        layers = [block.attn.make_cache(batch_size, length, padding) for block in self.transformer.blocks]
+        like = self.transformer.ln_f.weight  # activations have its format, whatever the matrices are kept in
+        layers = [block.attn.make_cache(batch_size, length, padding, like) for block in self.transformer.blocks]
         return LayerCaches(layers, padding)
 
     def cache_bytes(self, n_tokens: int, bytes_per_number: int = 2) -> int:

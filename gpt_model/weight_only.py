@@ -88,7 +88,7 @@ class WeightOnlyLinear(nn.Module):
             product = torch.ops.scratchbook.few_rows if torch.compiler.is_compiling() else _few_rows
             y: Tensor = product(x, self.stored, self.scale, self.bias)
             return y
-        return F.linear(x, self.weight, self.bias)
+        return _widen_and_multiply(x, self.stored, self.scale, self.bias)
 
     def extra_repr(self) -> str:
         """For `print(model)`."""
@@ -153,16 +153,22 @@ _LIBRARY.define("few_rows(Tensor x, Tensor stored, Tensor? scale, Tensor? bias) 
 def _few_rows(x: Tensor, stored: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
     """float32 x (…, in) times the stored matrix (out, in), scaled, and the bias added: (…, out)."""
     kernel = _kernel(stored.dtype)
-    if kernel is None:  # no compiler: widen, at the speed that this has
-        y = F.linear(x, stored.float())
-        y = y if scale is None else y * scale
-        return y if bias is None else y + bias
+    if kernel is None:  # no compiler
+        return _widen_and_multiply(x, stored, scale, bias)
     x = x.float().contiguous()
     n_out, n_in = stored.shape
     y = x.new_empty(*x.shape[:-1], n_out)
     pointers = (stored.data_ptr(), _pointer(scale), _pointer(bias), x.data_ptr(), y.data_ptr())
     kernel(*pointers, x.numel() // n_in, n_out, n_in, torch.get_num_threads())
     return y
+
+
+def _widen_and_multiply(x: Tensor, stored: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+    """The same with the whole matrix widened at once: for many rows, and where there is no kernel."""
+    if scale is None:
+        return F.linear(x, stored.to(x.dtype), bias)
+    y = F.linear(x, stored.to(x.dtype)) * scale
+    return y if bias is None else y + bias
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
