@@ -362,12 +362,14 @@ class Generate(Sampling):
 
 def main(options: Generate) -> None:
     from gpt_model.pretrained import load_model, load_tokenizer
-    from gpt_model.weight_only import store_weights
+    from gpt_model.weight_only import few_rows_are_fast, store_weights
 
     model = load_model(options.model, pick_device(options.device))
     tokenizer = load_tokenizer(options.model)
     if options.weights != "as-saved":
         model = store_weights(model, options.weights)
+        if model.device.type == "cpu" and not few_rows_are_fast():
+            print("no C++ compiler found: --weights saves memory here, and no time", file=sys.stderr)
     print(f"{options.model}: {model.n_parameters:,} parameters, on {model.device}", file=sys.stderr)
     prompts = [encode_prompt(prompt, tokenizer, model) for prompt in options.prompt]
     end = set(tokenizer.special_tokens.values())

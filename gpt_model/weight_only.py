@@ -5,7 +5,7 @@ else has to change: activations, the cache and all sums stay float32, and a weig
 in a register of the processor (`few_rows.cpp`).
 
     float32     4 bytes   as it was
-    bfloat16    2 bytes   float32 without the last 16 bits of its fraction: 3 decimal digits
+    bfloat16    2 bytes   float32 rounded to the first 8 of its 24 significant bits: 2 to 3 decimal digits
     int8        1 byte    w ≈ s · q with q from -127 to 127 and a scale s for each output: s = max |w| / 127
 
 A scale belongs to a row of the matrix, so it can wait until the row's sum is done: y = s · (q · x) + b. That is one
@@ -110,8 +110,8 @@ class WeightOnlyEmbedding(nn.Module):
 def store_weights(model: GPT, storage: Storage) -> GPT:
     """A model that computes with the matrices of `model` in a stored format, in float32.
 
-    It shares nothing with `model` but its norms, biases and positions, so that the other may be thrown away. It
-    decodes; it is not trained or saved.
+    What has the right format already is shared with `model`, the rest is made anew, and `model` may be thrown away. The
+    result decodes; it is not trained or saved.
 
     Raises:
         ValueError: no such format, or the matrices have been stored already.
@@ -137,6 +137,11 @@ def store_weights(model: GPT, storage: Storage) -> GPT:
             setattr(light.get_submodule(parent), own, kept)
     light.transformer.wte = cast(Any, WeightOnlyEmbedding(cast(Any, light.lm_head)))
     return light.train(model.training).requires_grad_(False)
+
+
+def few_rows_are_fast() -> bool:
+    """Whether there is a kernel for stored weights on the CPU. Without one they are slower than float32, not faster."""
+    return _kernel(torch.float32) is not None
 
 
 def stored_bytes(model: nn.Module) -> int:
