@@ -245,22 +245,36 @@ class GPT(nn.Module):
         """Number of parameters, the shared embedding counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def save_pretrained(self, folder: Path | str, tokenizer: Any = None, made_by: dict[str, Any] | None = None) -> None:
+    def save_pretrained(
+        self,
+        folder: Path | str,
+        tokenizer: Any = None,
+        made_by: dict[str, Any] | None = None,
+        max_shard_bytes: int = 5 * 10**9,
+    ) -> None:
         """Writes a model folder: see `pretrained.save_model`."""
         from gpt_model.pretrained import save_model
 
-        save_model(self, folder, tokenizer, made_by)
+        save_model(self, folder, tokenizer, made_by, max_shard_bytes)
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str) -> Self:
-        """Reads a model folder: see `pretrained.load_model`.
+    def from_pretrained(
+        cls,
+        name_or_folder: Path | str,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        allow_pickle: bool = False,
+    ) -> Self:
+        """A model from a folder or from the hub: see `pretrained.load_model`.
 
         Raises:
-            ValueError: not a model folder, or one of another class.
+            ValueError: neither a folder nor a hub model, or a model of another class.
+            ConnectionError: it is not in the cache, and the hub cannot be reached.
         """
         from gpt_model.pretrained import load_model
 
-        model = load_model(folder)
+        model = load_model(name_or_folder, device, dtype, revision, allow_pickle)
         if type(model) is not cls:
-            raise ValueError(f"{folder} holds a {type(model).__name__}, not a {cls.__name__}")
+            raise ValueError(f"{name_or_folder} holds a {type(model).__name__}, not a {cls.__name__}")
         return model
