@@ -22,7 +22,6 @@ no other program opens it as something that it is not.
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import zipfile
 from dataclasses import asdict
@@ -406,8 +405,8 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
 def _open_pickle(path: Path) -> dict[str, Tensor]:
     try:  # before 2020 it was no zip file, and cannot be mapped
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # damaged bytes are read as instructions, and these fail in any way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is damaged, or holds more than tensors and is refused ({reason})") from None
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
         raise ValueError(f"{path} holds no dictionary of tensors: it is not the weights of a model")
