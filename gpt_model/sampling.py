@@ -76,8 +76,8 @@ class Sampling:
         return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
 
 
-# Each of these: logits (batch, vocab_size) and a column (batch, 1) to new logits. -inf is a token that is cut off; the
-# best one never is.
+# Each of these: logits (batch, vocab_size) and a column, (batch, 1) or (1, 1) for all rows, to new logits. -inf is a
+# token that is cut off; the best one never is.
 
 
 def penalise_repetition(logits: Tensor, penalty: Tensor, counts: Tensor) -> Tensor:
@@ -102,7 +102,8 @@ def keep_top_k(logits: Tensor, k: Tensor, most: int) -> Tensor:
         most: the largest of `k`, so that nobody has to ask the device for it.
     """
     most = min(most, logits.shape[1])
-    last = logits.topk(most).values.gather(1, (k - 1).clamp(0, most - 1))  # (batch, 1): the worst that stays
+    place = (k - 1).clamp(0, most - 1).expand(len(logits), 1)
+    last = logits.topk(most).values.gather(1, place)  # (batch, 1): the worst that stays
     return logits.masked_fill((logits < last) & (k > 0), -torch.inf)
 
 
@@ -210,9 +211,9 @@ class Sampler:
         best = torch.zeros_like(adjusted).scatter(1, adjusted.argmax(dim=-1, keepdim=True), 1)
         return best if self.greedy else torch.where(self.temperature == 0, best, adjusted.softmax(dim=-1))
 
-    def uniforms(self) -> Tensor:
-        """The next uniform number of each text: (batch, 1)."""
-        numbers = [torch.rand(1, generator=generator) for generator in self.generators]
+    def uniforms(self, n: int = 1) -> Tensor:
+        """The next uniform numbers of each text: (batch, n)."""
+        numbers = [torch.rand(n, generator=generator) for generator in self.generators]
         return torch.stack(numbers).to(self.device, non_blocking=True)
 
     def draw(self, adjusted: Tensor) -> Tensor:
