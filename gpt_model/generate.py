@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from gpt_model.gpt import GPT
     from working_with_text_data.bytepair_enc import BytePairTokenizer
 
+T = TypeVar("T")
 Processor = Callable[[Tensor, Tensor], Tensor]
 """Logits (batch, vocab_size) and the texts so far, int64 (batch, tokens) with -1 on the left, to new logits."""
 
@@ -348,6 +349,16 @@ class Generate(Sampling):
     """The format to keep the weights in: fewer bytes are read faster, and int8 is a little less exact."""
     compile: bool = False
     """torch.compile of the step: the first tokens then take half a minute longer, the others less. Needs a compiler."""
+    draft: str | None = None
+    """A smaller model with the same tokenizer, which guesses what comes next: the same distribution in fewer passes."""
+    prompt_lookup: bool = False
+    """Guess that the text goes on as it did after its last words when they last occurred: pays where text repeats."""
+    n_guess: int = 4
+    """Of --draft and --prompt-lookup: tokens to guess for each pass."""
+    revision: str | None = None
+    """Of a model on the hub: a branch, tag or commit; a published model's own if not given."""
+    allow_pickle: bool = False
+    """Open weights that are there as a pickle only, from somebody whom you trust."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
 
@@ -358,47 +369,99 @@ class Generate(Sampling):
             raise UserError(str(error)) from None
         if self.max_new_tokens < 1:
             raise UserError(f"--max-new-tokens must be at least 1, got {self.max_new_tokens}")
+        if self.draft is not None and self.prompt_lookup:
+            raise UserError("--draft and --prompt-lookup are two ways to guess: take one")
+        if self.guesses and self.compile:
+            raise UserError("--compile is for steps of one token, and guesses are judged several at a time: take one")
+        if not self.guesses and self.n_guess != 4:
+            raise UserError("--n-guess belongs to --draft or --prompt-lookup")
+
+    @property
+    def guesses(self) -> bool:
+        """Whether several tokens are judged in one pass."""
+        return self.draft is not None or self.prompt_lookup
 
 
 def main(options: Generate) -> None:
     from gpt_model.pretrained import load_model, load_tokenizer
     from gpt_model.weight_only import few_rows_are_fast, store_weights
 
-    model = load_model(options.model, pick_device(options.device))
-    tokenizer = load_tokenizer(options.model)
+    device = pick_device(options.device)
+    model = load_model(options.model, device, revision=options.revision, allow_pickle=options.allow_pickle)
+    tokenizer = load_tokenizer(options.model, options.revision)
     if options.weights != "as-saved":
         model = store_weights(model, options.weights)
-        if model.device.type == "cpu" and not few_rows_are_fast():
+        if device.type == "cpu" and not few_rows_are_fast():
             print("no C++ compiler found: --weights saves memory here, and no time", file=sys.stderr)
     print(f"{options.model}: {model.n_parameters:,} parameters, on {model.device}", file=sys.stderr)
     prompts = [encode_prompt(prompt, tokenizer, model) for prompt in options.prompt]
     end = set(tokenizer.special_tokens.values())
-    start = time.perf_counter()
-    tokens = generate_tokens(model, prompts, options.max_new_tokens, options, end, compiled=options.compile)
-    n_tokens, first = 0, start
-
-    def counted() -> Iterator[Token]:
-        nonlocal n_tokens, first
-        for token in tokens:
-            n_tokens, first = n_tokens + 1, first if n_tokens else time.perf_counter()
-            yield token
-
-    if len(prompts) == 1:
-        _write_one(counted(), options.prompt[0], tokenizer, options.stop)
+    if options.guesses:
+        _write_speculatively(model, prompts, end, tokenizer, options)
     else:
-        _write_many(counted(), options.prompt, tokenizer, options)
-    now = time.perf_counter()
-    speed = f", then {(n_tokens - 1) / (now - first):.0f} a second" if n_tokens > 1 else ""
-    print(f"--- {n_tokens} tokens: the first after {first - start:.2f} s{speed}", file=sys.stderr)
+        clock = _Clock()
+        tokens = clock.watch(
+            generate_tokens(model, prompts, options.max_new_tokens, options, end, compiled=options.compile)
+        )
+        if len(prompts) == 1:
+            _write_one((token.id for token in tokens), options.prompt[0], tokenizer, options.stop)
+        else:
+            _write_many(tokens, options.prompt, tokenizer, options)
+        print(f"--- {clock}", file=sys.stderr)
     command = shlex.join(["python", "gpt_model/generate.py", "--model", options.model, "--prompt"])
     print(f'\nNext: your own words, {command} "..."', file=sys.stderr)
 
 
-def _write_one(tokens: Iterator[Token], prompt: str, tokenizer: BytePairTokenizer, stop: Sequence[str]) -> None:
+class _Clock:
+    """When tokens came."""
+
+    def __init__(self) -> None:
+        self.n_tokens = 0
+        self.start = self.first = self.last = time.perf_counter()
+
+    def watch(self, tokens: Iterator[T]) -> Iterator[T]:
+        """The same tokens, counted."""
+        for token in tokens:
+            self.n_tokens, self.last = self.n_tokens + 1, time.perf_counter()
+            if self.n_tokens == 1:
+                self.first = self.last
+            yield token
+
+    def __str__(self) -> str:
+        speed = f", then {(self.n_tokens - 1) / (self.last - self.first):.0f} a second" if self.n_tokens > 1 else ""
+        return f"{self.n_tokens} tokens: the first after {self.first - self.start:.2f} s{speed}"
+
+
+def _write_speculatively(
+    model: GPT, prompts: list[list[int]], end: set[int], tokenizer: BytePairTokenizer, options: Generate
+) -> None:
+    """One text after the other, each as it comes, with what became of the guesses."""
+    from gpt_model.pretrained import load_model, load_tokenizer
+    from gpt_model.speculative import Speculation, generate_speculatively
+
+    draft = None
+    if options.draft is not None:
+        draft = load_model(options.draft, model.device)
+        if load_tokenizer(options.draft).fingerprint != tokenizer.fingerprint:
+            raise UserError(f"{options.draft} has another tokenizer than {options.model}: it cannot guess for it")
+    for prompt, ids in zip(options.prompt, prompts, strict=True):
+        done, clock = Speculation(), _Clock()
+        tokens = generate_speculatively(
+            model, ids, options.max_new_tokens, options, end, draft, options.n_guess, speculation=done
+        )
+        _write_one(clock.watch(tokens), prompt, tokenizer, options.stop)
+        print(
+            f"--- {clock}; {done.passes} passes, {done.tokens_per_pass:.2f} tokens each, "
+            f"{done.accepted} of {done.guessed} guesses accepted",
+            file=sys.stderr,
+        )
+
+
+def _write_one(ids: Iterator[int], prompt: str, tokenizer: BytePairTokenizer, stop: Sequence[str]) -> None:
     """A text as it comes."""
     print(f"\n--- {prompt!r}" if prompt else "\n--- (a new document)", file=sys.stderr)
     print(prompt, end="", flush=True)
-    for piece in stream_text((token.id for token in tokens), tokenizer, stop):
+    for piece in stream_text(ids, tokenizer, stop):
         print(piece, end="", flush=True)
     print(flush=True)
 

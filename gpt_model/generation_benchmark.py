@@ -13,6 +13,7 @@ weights and run by turns:
     first token            seconds from the call to the first token: the prompt's prefill
     bytes a token          stored weights that a step reads, and the cache in the middle of the text
     share                  bytes a token · tokens/s over the bytes a second that a plain read of memory reaches here
+    tokens judged          what a pass of speculative decoding costs (`speculative.py`)
 
 Before anything is timed, each contestant has to write the ids that `transformers` writes in float32: on the same
 weights, or on those that the stored ones stand for.
@@ -38,7 +39,7 @@ from gpt_model.sampling import Sampling
 from gpt_model.weight_only import Storage, WeightOnlyLinear, store_weights, stored_bytes
 from utils.benchmarking import median
 from utils.context_report import where
-from utils.device_benchmarking import describe_device
+from utils.device_benchmarking import as_many_turns, describe_device
 from utils.devices import pick_device
 from utils.errors import UserError, run_command
 from utils.files import read_json, require_writable, write_json
@@ -48,6 +49,7 @@ from utils.tracking import REPOSITORY, provenance
 CHAPTER = REPOSITORY / "gpt_model"
 PEER = "transformers"
 GREEDY = Sampling(temperature=0)
+STORAGES: tuple[Storage, ...] = ("float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class GenerationBenchmark:
     """Turns of each measurement; the median counts."""
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     """Texts side by side, for the curve of throughput."""
+    passes: tuple[int, ...] = (1, 2, 3, 5, 9)
+    """Tokens of one text that are judged in one pass, as speculative decoding does."""
     compiled: bool = True
     """Measure compiled steps too. Takes a minute to start; needs a compiler."""
     threads: int = 1
@@ -79,7 +83,13 @@ class GenerationBenchmark:
 
     def __post_init__(self) -> None:
         if self.quick:
-            for name, value in {"prompts": (8, 40), "new_tokens": 6, "repeats": 2, "batches": (1, 2)}.items():
+            for name, value in {
+                "prompts": (8, 40),
+                "new_tokens": 6,
+                "repeats": 2,
+                "batches": (1, 2),
+                "passes": (1, 2),
+            }.items():
                 object.__setattr__(self, name, value)
             object.__setattr__(self, "compiled", False)
             if self.out == CHAPTER / "results":
@@ -97,7 +107,9 @@ class GenerationBenchmark:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if not self.prompts or not self.batches or min(self.prompts + self.batches) < 1:
             raise UserError("--prompts and --batches: give one or more of each, each at least 1")
-        longest = max(self.prompts) + self.new_tokens
+        if not self.passes or min(self.passes) < 1:
+            raise UserError("--passes: give one or more, each at least 1")
+        longest = max(self.prompts) + max(self.new_tokens, *self.passes)
         if longest > self.config.context_length:
             raise UserError(f"{longest} tokens are more than the context of {self.config.context_length}: take fewer")
 
@@ -114,7 +126,7 @@ def contestants(model: GPT, options: GenerationBenchmark) -> dict[str, tuple[Wri
         "as it is": (partial(write, model, False), stored_bytes(model)),
     }
     on_gpu = model.device.type == "cuda"
-    for storage in ("float32", "bfloat16", "int8"):
+    for storage in STORAGES:
         stored = store_weights(model, storage) if not on_gpu or storage == "int8" else model.to(getattr(torch, storage))
         made[storage] = (partial(write, stored, False), stored_bytes(stored))
         if options.compiled:
@@ -254,6 +266,26 @@ def measure_batches(model: GPT, options: GenerationBenchmark) -> list[dict[str, 
     return rows
 
 
+@torch.inference_mode()
+def measure_passes(model: GPT, options: GenerationBenchmark) -> list[dict[str, Any]]:
+    """Seconds of one pass over so many tokens, behind the longest prompt, for each format of the weights."""
+    models: dict[str, GPT] = {storage: store_weights(model, storage) for storage in STORAGES}
+    start = max(options.prompts)
+    caches = {name: stored.make_cache(1, start + max(options.passes)) for name, stored in models.items()}
+    rows = []
+    for n in options.passes:
+        ids = torch.arange(n, device=model.device)[None]
+
+        def judge(name: str, ids: Tensor = ids) -> None:
+            for layer in caches[name].layers:
+                layer.length = start  # what is in it is zeros, which cost the same as text
+            models[name](ids, caches[name])
+
+        runs = {name: partial(judge, name) for name in models}
+        rows.append({"tokens": n, "seconds": as_many_turns(runs, 10.0, 5 * options.repeats, model.device)})
+    return rows
+
+
 def measure(options: GenerationBenchmark) -> dict[str, Any]:
     """The contents of generation.json."""
     device = pick_device(options.device)
@@ -268,7 +300,7 @@ def measure(options: GenerationBenchmark) -> dict[str, Any]:
         rows.append(measure_prompt(made, model, length, options))
         speeds = {name: 1 / seconds for name, seconds in median(rows[-1]["each"]).items()}
         print(f"prompt {length}: " + "  ".join(f"{name} {speed:.1f}/s" for name, speed in speeds.items()), flush=True)
-    batches = measure_batches(model, options)
+    batches, passes = measure_batches(model, options), measure_passes(model, options)
     return {
         **provenance(),
         "machine": describe_device(device, options.threads),
@@ -277,6 +309,7 @@ def measure(options: GenerationBenchmark) -> dict[str, Any]:
         "new_tokens": options.new_tokens,
         "results": rows,
         "batches": batches,
+        "passes": passes,
     }
 
 
@@ -319,6 +352,12 @@ def tables(report: dict[str, Any]) -> str:
         *(f"{row['batch']} text{'s' if row['batch'] > 1 else ''}" for row in report["batches"]),
     ]
     parts.append(markdown_table(header, lines, "l" + "r" * len(report["batches"])))
+    medians = [median(row["seconds"]) for row in report["passes"]]
+    lines = [
+        [name, *(f"{1000 * m[name]:.1f} ({m[name] / medians[0][name]:.2f}×)" for m in medians)] for name in medians[0]
+    ]
+    header = ["tokens judged in one pass: ms", *(str(row["tokens"]) for row in report["passes"])]
+    parts.append(markdown_table(header, lines, "l" + "r" * len(medians)))
     return "\n\n".join(parts)
 
 

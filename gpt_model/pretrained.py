@@ -192,9 +192,12 @@ def save_model(
         max_shard_bytes: weights of more than that go into several files of at most that each.
 
     Raises:
-        ValueError: `folder` holds something that is not a model folder, or the tokenizer is of another size.
+        ValueError: `folder` holds something that is not a model folder, the tokenizer is of another size, or the
+            weights are stored (`weight_only.py`).
         OSError: cannot be written, disk full; an older model stays as it was.
     """
+    if not isinstance(model.lm_head, torch.nn.Linear):
+        raise ValueError("the weights of this model are stored in fewer bytes: save the model that it was made from")
     if tokenizer is not None:
         _require_same_size(tokenizer, model.config.vocab_size, f"{folder} cannot be written")
     has_end = tokenizer is not None and END_OF_TEXT in tokenizer.special_tokens

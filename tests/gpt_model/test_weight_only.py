@@ -122,7 +122,9 @@ def test_more_rows_and_gradients_go_through_torch():
     torch.testing.assert_close(x.grad[0, 0], layer.weight.sum(dim=0), atol=1e-4, rtol=1e-4)
 
 
-def test_what_cannot_be_stored_says_so():
+def test_what_cannot_be_stored_says_so(tmp_path):
+    with pytest.raises(ValueError, match="save the model that it was made from"):
+        store_weights(tiny_gpt(), "int8").save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="not 'int4'"):
         store_weights(tiny_gpt(), "int4")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="stored already"):
