@@ -14,8 +14,8 @@ from utils.errors import UserError
 from utils.readme_tables import with_block
 from utils.tracking import REPOSITORY
 from working_with_text_data.bytepair_enc import BytePairTokenizer
-from working_with_text_data.corpora import Document
-from working_with_text_data.token_shards import Split, write_shards
+from working_with_text_data.corpora import Document, Split
+from working_with_text_data.token_shards import write_shards
 
 SCRIPT = "gpt_model/speculative_benchmark.py"
 
@@ -67,7 +67,7 @@ def test_nothing_is_timed_that_writes_something_else():
 def test_mistakes_are_one_clear_line(run, tmp_path, folders):
     assert_one_clear_line(run(SCRIPT, *folders, "--repeats", 0), "--repeats must be at least 1")
     other = BytePairTokenizer.train(["another tokenizer"], 270)
-    GPT(GPTConfig(vocab_size=270, context_length=8, n_layer=1, n_head=1, d_model=4)).save_pretrained(
+    GPT(GPTConfig(vocab_size=other.n_vocab, context_length=8, n_layer=1, n_head=1, d_model=4)).save_pretrained(
         tmp_path / "other", other
     )
     done = run(SCRIPT, "--model", tmp_path / "other", *folders[2:], *QUICK, "--out", tmp_path)
