@@ -1375,5 +1375,6 @@ print([size // 1024 for size in by_block], "KiB, block by block")
 # **Sources.** Williams, Waterman, Patterson 2009, *Roofline* · Amdahl 1967, *Validity of the single processor approach
 # to achieving large scale computing capabilities* · DeepSeek-AI 2024, *DeepSeek-V2*, section 2.1 (absorption).
 #
-# **The next question.** You can choose a body now, and say what it costs. Its weights are still random. How does it
-# *learn*: which loss, which steps, and how do you know that it goes well? Chapter 4, `pretraining`, begins there.
+# **The next question.** You can choose a body now, and say what it costs. Its weights are still random. Somebody else's
+# are not: they were published, as a file of numbers. What does it take for our model to speak with them? Notebook 08,
+# *the published weights*, begins there.
