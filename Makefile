@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 endif
 PY := $(BIN)/python
 
+# Large, and needed by gpt_model/harness.py alone.
+LM_EVAL := 0.4.13
+
 # A pip index with another build of torch (CPU only, or another CUDA): see "Another build of torch" in the README.
 TORCH_INDEX ?=
 ifneq ($(TORCH_INDEX),)
@@ -21,7 +24,7 @@ DEMO_FLAGS ?=
 DEVICE ?= auto
 PROMPTS ?= "The assert statement" "Return a list of" "If the file does not exist," "class"
 
-.PHONY: help setup demo test lint types pytest notebooks format clean
+.PHONY: help setup harness demo test lint types pytest notebooks format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -42,6 +45,9 @@ endif
 	@$(PY) -m pip install --quiet -r requirements.txt -c constraints.txt
 	@$(PY) -m pip install --quiet --no-deps --no-build-isolation -e .
 	@$(PY) -c "import pathlib; pathlib.Path('$(VENV)/.installed').touch()"
+
+harness: $(VENV)/.installed ## lm-evaluation-harness beside everything else, for gpt_model/harness.py
+	@$(PY) -m pip install --quiet "lm-eval==$(LM_EVAL)" -c constraints.txt
 
 demo: $(VENV)/.installed ## text to a model that writes: tokenizer, shards, training, generation
 	@echo "The demo takes about 6 minutes, at most 8 on a slow machine: 10 seconds to read Python's documentation,"
