@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from gpt_model import Sampling, generate, generate_tokens
 from gpt_model.generate import encode_prompt, generate_text, stream_text
+from gpt_model.gpt import GPT2_124M, GPT2_355M, GPT2_774M, GPT2_1558M
 from gpt_model.sampling import Sampler
 from tests.gpt_model.test_gpt import TINY, as_transformers, tiny_gpt
 from tests.gpt_model.test_variants import MAKERS, lively
@@ -228,3 +231,19 @@ def test_the_command_continues_several_prompts(run, tmp_path):
     texts = ["the cat" + TOKENIZER.decode(expected[0]), "sat" + TOKENIZER.decode(expected[1])]
     assert all(text.split(TOKENIZER.decode([TOKENIZER.eot_token]))[0] in done.stdout for text in texts)
     assert run("gpt_model/generate.py", *flags).stdout == done.stdout
+
+
+@pytest.mark.parametrize(
+    "config",
+    [GPT2_124M, *(replace(c, n_layer=2, vocab_size=2000) for c in (GPT2_355M, GPT2_774M, GPT2_1558M))],
+    ids=["124M", "355M's width", "774M's width", "1558M's width"],
+)
+def test_two_hundred_greedy_tokens_equal_transformers_at_the_published_sizes(config):
+    model = tiny_gpt(config=config).eval()
+    prompt = torch.randint(0, config.vocab_size, (1, 20), generator=torch.Generator().manual_seed(3))
+    expected = as_transformers(model).generate(
+        prompt, max_new_tokens=200, do_sample=False, pad_token_id=0, eos_token_id=None
+    )
+    ids = list(generate(model, prompt[0].tolist(), 200, Sampling(temperature=0)))
+    assert ids == expected[0, 20:].tolist()
+    assert len(set(ids)) > 20  # a text that repeats one token would show little
