@@ -2,8 +2,8 @@
 
 One token a text goes through the model, and for each weight that is read from memory there is one multiplication to
 do. So a step lasts as long as reading the weights and the cache takes, and what else is done in between. Nothing is
-allocated for the cache (`attention_mechanisms/kv_cache.py`); what remains is overhead: some three hundred small
-operations, each asked for by Python, each with a kernel of its own.
+allocated for the cache (`attention_mechanisms/kv_cache.py`); what remains is overhead: in GPT-2 more than three
+hundred small operations, each asked for by Python, each with a kernel of its own.
 
 `torch.compile` fuses them. What stands in its way is that a text grows: a graph with the text's length in it would be
 compiled again at each step.
