@@ -114,10 +114,11 @@ class TextFigures:
         """Perplexity of what stands between blanks; infinite where a text has none for pages."""
         return _exp(self.nats / max(self.words, 1))
 
-    def as_dict(self) -> dict[str, float | int]:
-        """All of it, for a report."""
+    def as_dict(self) -> dict[str, float | int | None]:
+        """All of it, for a report; None for what is infinite, which JSON does not know."""
         names = ("loss", "perplexity", "bits_per_byte", "word_perplexity")
-        return {**asdict(self), **{name: getattr(self, name) for name in names}}
+        figures = {name: getattr(self, name) for name in names}
+        return {**asdict(self), **{name: x if math.isfinite(x) else None for name, x in figures.items()}}
 
 
 def _exp(x: float) -> float:

@@ -102,6 +102,13 @@ def test_without_an_end_of_text_the_first_token_is_context_alone():
     assert figures.bytes == len(plain.decode_bytes(ids[1:]))
 
 
+def test_a_text_without_blanks_has_no_word_perplexity():
+    figures = evaluate_documents(of_vocabulary(TOKENIZER), TOKENIZER, ["日本" * 400])
+    assert figures.word_perplexity == math.inf
+    assert figures.as_dict()["word_perplexity"] is None
+    assert json.loads(json.dumps(figures.as_dict(), allow_nan=False))["loss"] == figures.loss
+
+
 def test_the_command_reads_every_kind_of_file(tmp_path, capsys):
     of_vocabulary(TOKENIZER).save_pretrained(tmp_path / "model", TOKENIZER)
     texts = tmp_path / "texts"
