@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from gpt_model.gpt import GPT
     from working_with_text_data.bytepair_enc import BytePairTokenizer
 
+_ROOM = 4096  # columns of text to begin with; who asks for a billion tokens will not read them all
 T = TypeVar("T")
 Processor = Callable[[Tensor, Tensor], Tensor]
 """Logits (batch, vocab_size) and the texts so far, int64 (batch, tokens) with -1 on the left, to new logits."""
@@ -162,8 +163,8 @@ class _Texts:
         self.length = longest = max(map(len, prompts))
         self.padding = [longest - len(prompt) for prompt in prompts]
         rows = [[-1] * n + list(prompt) for n, prompt in zip(self.padding, prompts, strict=True)]
-        begun = torch.tensor(rows, device=device)  # (batch, longest)
-        self.ids = torch.cat([begun, begun.new_full((len(rows), room), -1)], dim=1)
+        self.ids = torch.tensor(rows, device=device)  # (batch, longest)
+        self._make_room(min(room, _ROOM))
         self._counts: Tensor | None = None
 
     @property
@@ -171,8 +172,14 @@ class _Texts:
         """(batch, length), with -1 before the beginnings."""
         return self.ids[:, : self.length]
 
+    def _make_room(self, n_columns: int) -> None:
+        """So many columns more to write into."""
+        self.ids = torch.cat([self.ids, self.ids.new_full((len(self.ids), n_columns), -1)], dim=1)
+
     def append(self, ids: Tensor) -> None:
         """Adds a column, (batch, 1)."""
+        if self.length == self.ids.shape[1]:
+            self._make_room(self.length)
         self.ids[:, self.length : self.length + 1] = ids
         self.length += 1
         if self._counts is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -247,3 +248,12 @@ def test_two_hundred_greedy_tokens_equal_transformers_at_the_published_sizes(con
     ids = list(generate(model, prompt[0].tolist(), 200, Sampling(temperature=0)))
     assert ids == expected[0, 20:].tolist()
     assert len(set(ids)) > 20  # a text that repeats one token would show little
+
+
+def test_a_long_text_gets_room_as_it_grows(monkeypatch):
+    model = tiny_gpt().eval()
+    expected = list(generate(model, [1, 2], 70, Sampling(seed=0, frequency_penalty=0.1)))
+    monkeypatch.setattr(sys.modules["gpt_model.generate"], "_ROOM", 3)  # the package's own `generate` is the function
+    assert list(generate(model, [1, 2], 70, Sampling(seed=0, frequency_penalty=0.1))) == expected
+    endless = generate(model, [1, 2], 10**12, Sampling(seed=0, frequency_penalty=0.1))
+    assert [next(endless) for _ in range(70)] == expected
