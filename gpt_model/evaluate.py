@@ -24,7 +24,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -202,6 +202,8 @@ class Evaluate:
     """Windows or answers at once."""
     precision: Precision = "float32"
     """bfloat16 is faster on some processors and a little less exact; auto takes it where it is fast."""
+    weights: Literal["as-saved", "float32", "bfloat16", "int8"] = "as-saved"
+    """Judge the model with its weights stored in fewer bytes: what does that cost it?"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     out: Path | None = None
@@ -225,6 +227,7 @@ class Evaluate:
 
 def main(options: Evaluate) -> None:
     from gpt_model.pretrained import load_model, load_tokenizer
+    from gpt_model.weight_only import store_weights
 
     device = pick_device(options.device)
     if options.out is not None:
@@ -232,6 +235,8 @@ def main(options: Evaluate) -> None:
     texts = [d.text for path in options.text for d in read_documents(path, options.column)][: options.limit]
     questions = [] if options.task is None else read_questions(options.task, options.data, options.limit)
     model, tokenizer = load_model(options.model, device), load_tokenizer(options.model)
+    if options.weights != "as-saved":
+        model = store_weights(model, options.weights)
     where = describe_device(device, options.precision)
     print(f"{options.model}: {model.n_parameters:,} parameters, context {model.config.context_length}, {where}")
     if options.task is None:
@@ -239,7 +244,7 @@ def main(options: Evaluate) -> None:
     else:
         figures = ask(model, tokenizer, options.task, questions, options)
     if options.out is not None:
-        write_json(options.out, provenance(model=options.model, device=where, **figures))
+        write_json(options.out, provenance(model=options.model, weights=options.weights, device=where, **figures))
         print(f"Wrote {options.out}")
 
 

@@ -186,3 +186,15 @@ def test_real_text_is_judged_whole(data_folder):
     figures = evaluate_documents(of_vocabulary(TOKENIZER), TOKENIZER, [text], batch_size=64)
     assert figures.bytes == len(text.encode())
     assert figures.words == len(re.findall(r"\S+", text))
+
+
+def test_stored_weights_can_be_judged(tmp_path, capsys):
+    of_vocabulary(TOKENIZER).save_pretrained(tmp_path / "model", TOKENIZER)
+    (tmp_path / "t.txt").write_text("a text to be judged", encoding="utf-8")
+    figures = []
+    for i, weights in enumerate(("as-saved", "float32", "int8")):
+        out = tmp_path / f"{i}.json"
+        main(Evaluate(str(tmp_path / "model"), (tmp_path / "t.txt",), weights=weights, out=out))  # type: ignore[arg-type]
+        figures.append(json.loads(out.read_text(encoding="utf-8"))["figures"]["loss"])
+    assert figures[0] == pytest.approx(figures[1], abs=1e-5)
+    assert figures[0] != figures[2] == pytest.approx(figures[0], rel=0.05)
