@@ -65,10 +65,10 @@ class Rotary:
         """
         n_tokens = x.shape[-2]
         table = _constant_table(self.dim, self.max_length, self.base, x.device)  # (2, max_length, dim / 2)
-        if isinstance(start, Tensor):
-            cos, sin = table[:, start + torch.arange(n_tokens, device=x.device)]  # (tokens, dim / 2)
-        elif start + n_tokens > self.max_length:
+        if not isinstance(start, Tensor) and start + n_tokens > self.max_length:
             raise ValueError(f"{start + n_tokens} tokens are more than the model's context of {self.max_length}")
+        if isinstance(start, Tensor) or torch.compiler.is_compiling():  # a slice would make `start` part of the graph
+            cos, sin = table[:, start + torch.arange(n_tokens, device=x.device)]  # (tokens, dim / 2)
         else:
             cos, sin = table[:, start : start + n_tokens]
         exact = x.to(torch.promote_types(x.dtype, torch.float32))

@@ -54,8 +54,14 @@ def decoding_step(device: torch.device, compiled: bool) -> Step:
 def _compiled(step: Step) -> Step:
     """Compiled once a process; torch keeps a graph for each model and batch size."""
     static = step is next_logits_statically
-    graph: Step = torch.compile(step, fullgraph=True, mode="reduce-overhead" if static else "default")
+    # Other shapes are compiled anew, and after several of them torch goes on without compiling.
+    graph: Step = torch.compile(step, mode="reduce-overhead" if static else "default")
     return graph
+
+
+def decoding_length(context: int, needed: int, compiled: bool) -> int:
+    """Tokens that a cache has room for: the whole context when compiled, so that no text needs a graph of its own."""
+    return context if compiled else min(context, needed)
 
 
 def decoding_cache(cache: LayerCaches, compiled: bool) -> LayerCaches:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gpt_model.decoding import decoding_cache, decoding_step
+from gpt_model.decoding import decoding_cache, decoding_length, decoding_step
 from gpt_model.sampling import Sampler, Sampling, count_tokens
 from utils.devices import pick_device
 from utils.errors import UserError, run_command
@@ -208,7 +208,8 @@ def _next_logits(model: GPT, texts: _Texts, n_steps: int, compiled: bool) -> Ite
     for left in range(n_steps, 0, -1):
         if cache is None or n_read == context:
             ids, padding = texts.last(window)  # at first as much as fits, later the newer half
-            cache = model.make_cache(len(ids), min(context, ids.shape[1] + left), padding)
+            length = decoding_length(context, ids.shape[1] + left, compiled)
+            cache = model.make_cache(len(ids), length, padding)
             logits = model.next_logits(ids, cache)
             cache, n_read, window = decoding_cache(cache, compiled), ids.shape[1], max(context // 2, 1)
         else:

@@ -14,7 +14,7 @@ from attention_mechanisms import StaticKVCache
 from gpt_model import Sampling, generate
 from gpt_model.decoding import decoding_cache, decoding_step, next_logits, next_logits_statically, static_caches
 from gpt_model.weight_only import store_weights
-from tests.gpt_model.test_variants import lively
+from tests.gpt_model.test_variants import MAKERS, lively
 
 needs_a_compiler = pytest.mark.skipif(
     os.name == "nt" or not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler on this machine"
@@ -55,11 +55,19 @@ def test_without_compiling_nothing_is_static():
 
 
 @needs_a_compiler
-def test_a_compiled_step_writes_the_same_text():
-    model = store_weights(lively("learned"), "int8")
+def test_a_compiled_step_writes_the_same_texts():
+    model = store_weights(lively("rope"), "int8")
     s = Sampling(temperature=0)
-    expected = list(generate(model, [1, 2, 3], 30, s))  # beyond the context of 24
-    assert list(generate(model, [1, 2, 3], 30, s, compiled=True)) == expected
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for prompt, n in (
+        ([1, 2, 3], 30),
+        ([4], 5),
+        ([5, 6], 9),
+        ([7, 8, 9, 10], 12),
+    ):  # the first beyond the context of 24
+        assert list(generate(model, prompt, n, s, compiled=True)) == list(generate(model, prompt, n, s))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4  # not one for each text
 
 
 @needs_a_compiler
@@ -81,3 +89,27 @@ def test_a_static_step_is_compiled_once():
             ids = torch.tensor([[token]])
             torch.testing.assert_close(step(model, ids, static), next_logits(model, ids, plain), atol=1e-5, rtol=1e-5)
     assert graphs == 1
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_growing_text_is_compiled_for_few_lengths(name):
+    graphs = 0
+
+    def counting(graph, _):
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    torch._dynamo.reset()
+    step = torch.compile(next_logits, fullgraph=True, backend=counting)
+    model, padding = lively(name), torch.tensor([0, 1])
+    caches = [model.make_cache(2, 24, padding) for _ in range(2)]
+    with torch.no_grad():
+        for cache in caches:
+            model.next_logits(torch.ones(2, 3, dtype=torch.long), cache)
+        for token in range(20):
+            ids = torch.tensor([[token], [token + 1]])
+            ours, expected = step(model, ids, caches[0]), next_logits(model, ids, caches[1])
+            torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    assert graphs <= 3  # the first length, any length, and a window that is full
