@@ -1091,7 +1091,8 @@ with torch.inference_mode():
 print(f"step {times['step'] * 1e3:.2f} ms, draw {times['draw'] * 1e3:.2f} ms, {middle.n_parameters:,} parameters")
 
 # %% [markdown]
-# GPT-2's smallest has nearly eight times as many parameters as this one, and its draw is from as many tokens.
+# The draw is the smaller part, but beside so small a body it is not nothing: read the ratio off before you call it
+# free. GPT-2's smallest has nearly eight times as many parameters as this one, and its draw is from as many tokens.
 #
 # ## 17. Exercises
 #
@@ -1291,5 +1292,6 @@ print("toy = module, kept:", [word for word, score in zip(words, ours[0].tolist(
 # *CTRL*, section 4.1 · Pearson 1900 (chi-square) · Viterbi 1967 · Gumbel-max: Maddison, Tarlow, Minka 2014, *A\*
 # Sampling*, section 2.
 #
-# **The next question.** The draw is cheap, the step is not. And yet a step does hardly any arithmetic: one token goes
-# through the model. What does the processor wait for? Notebook 10, `10_bound_by_memory`.
+# **The next question.** The draw costs the same for every model with this vocabulary. The step has all the weights to
+# go through. And yet a step does hardly any arithmetic: one token goes through the model. What does the processor wait
+# for? Notebook 10, `10_bound_by_memory`.
