@@ -11,688 +11,1282 @@
 # %% [markdown]
 # # The published weights
 #
-# **Somebody else trained a GPT-2 and published a file of numbers. What does it take for our model to speak with them?**
+# **Somebody else trained a GPT-2 and published a file of numbers. What does it take for our model to speak with it?**
 #
-# The body of notebook 06 has the right shape, and its weights are random. The right ones lie on a hub, in a file that
-# another program wrote, under other names, some of them turned on their side. Here we read such a file with `struct`
-# and `json` alone, move it into our model by hand, and meet the mistakes that load without a complaint.
+# A published model is a file of bytes, a few names and a handful of numbers that tell the shape. Nothing in it runs. So
+# one should be able to open it with two modules of the standard library, and we will. Then come the traps: a matrix
+# that lies on its side and fits all the same, three matrices in one, one tensor with two names. Some of them say
+# nothing when you fall in. At the end our model and `transformers` give the same logits, from the same file.
 #
 # | | |
 # |---|---|
-# | you know | the body of a GPT (notebook 06) |
-# | you need | about 60 minutes, exercises apart; any laptop: no GPU, no network, half a gigabyte of memory |
-# | files | `pretrained.py` and `hub.py` of this folder do it for real |
+# | you know | the body of a GPT (notebook 06), and queries, keys and values (chapter 2, notebook 01) |
+# | you need | about 90 minutes, exercises apart; any laptop: no GPU, no network, one gigabyte of memory |
+# | files | `pretrained.py` and `hub.py` of this folder, and a look at `model_card.py` |
 #
-# | letter | meaning | shape |
+# | letter | meaning | in the code |
 # |---|---|---|
-# | d | width of the residual stream | 8 in the small model here, 768 in GPT-2 |
-# | W | matrix of an `nn.Linear` | (out, in) |
-# | Wᵀ | the same as GPT-2's file keeps it | (in, out) |
-# | q, k, v | query, key and value of a token | (d,) each |
-# | V | tokens in the vocabulary | 50,257 in GPT-2 |
+# | V | ids that exist | `vocab_size` |
+# | T | tokens that the model can see at once | `context_length`, theirs `n_positions` |
+# | L | blocks | `n_layer` |
+# | H | attention heads in a block | `n_head` |
+# | d | numbers in a vector of the stream | `d_model`, theirs `n_embd` |
+# | N | numbers in the weights, each counted once | `n_parameters` |
+# | b | bytes of a number: 4, 2 or 1 | `dtype` |
+# | W, M | a matrix as `nn.Linear` keeps it, (out, in); as they keep it, (in, out) | |
+#
+# *Ours* is this project's `GPT`. *Theirs* is the GPT-2 of Hugging Face's `transformers`, and the files made for it.
 
 # %% [markdown]
-# ## 1. A file of numbers, byte by byte
+# ## 1. By hand: six numbers in a file
 #
-# A **safetensors** file has three parts: 8 bytes that say how long the header is, the header, and then numbers and
-# nothing but numbers. The header is JSON: for each tensor its number format, its shape, and where its bytes begin and
-# end.
+# The format is called safetensors, and all of it is this (its source: the README of `huggingface/safetensors`):
 #
-# Here is one with a single matrix of 2 × 3, made by hand.
+# | bytes | what |
+# |---|---|
+# | 8 | n, the length of the header: a whole number, lowest byte first |
+# | n | the header: JSON. For each tensor its number format, its shape, and where its numbers begin and end |
+# | the rest | the numbers, one tensor after the other |
+#
+# The places count from the end of the header. Let us write one matrix of 2 rows and 3 columns. First the numbers:
+# `<6f` means six float32, lowest byte first.
 
 # %%
 import json
 import struct
 
-numbers = struct.pack("<6f", 1, 2, 3, 4, 5, 6)  # six float32, four bytes each, the low byte first
-header = {"W": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
-text = json.dumps(header).encode()
-file = struct.pack("<Q", len(text)) + text + numbers
-print(len(file), "bytes: 8 +", len(text), "+", len(numbers))
+numbers = struct.pack("<6f", 1, 2, 3, 4, 5, 6)
+print(len(numbers), "bytes:", numbers[:12].hex(" ", 4), "…")
 
 # %% [markdown]
-# The library reads what we wrote. There is nothing more to the format.
+# 1.0 is `00 00 80 3f`: the exponent sits in the last bytes, because the lowest come first. Now the header. It may end
+# in spaces; they make the numbers begin at a multiple of 8.
+#
+# **Predict before you run (1).** The header without spaces has 57 letters. How long is the whole file?
 
 # %%
-import safetensors.torch
-
-print(safetensors.torch.load(file))
+header = {"m": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
+text = json.dumps(header, separators=(",", ":")).encode()
+padded = text + b" " * (-len(text) % 8)
+toy_file = struct.pack("<Q", len(padded)) + padded + numbers
+print(f"{len(text)} letters, {len(padded)} with spaces; 8 + {len(padded)} + {len(numbers)} = {len(toy_file)} bytes")
 
 # %% [markdown]
-# Reading is the same the other way round. `np.frombuffer` looks at bytes as numbers and copies none of them.
+# The whole file as a picture. Each byte is a small square, sixteen in a row. White: the length. Grey: the
+# header. Black: the numbers.
 
 # %%
+import matplotlib.pyplot as plt
 import numpy as np
 
+kinds = np.full(-(-len(toy_file) // 16) * 16, np.nan)
+kinds[: len(toy_file)] = 2
+kinds[: 8 + len(padded)] = 1
+kinds[:8] = 0
+figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
+axes.pcolormesh(kinds.reshape(-1, 16), cmap="Greys", edgecolors="0.4", linewidth=0.7)  # (bytes,) -> (rows, 16)
+for place, byte in enumerate(toy_file):
+    letter = chr(byte) if 8 <= place < 8 + len(padded) else f"{byte:02x}"
+    axes.text(place % 16 + 0.5, place // 16 + 0.5, letter, ha="center", va="center", fontsize=7,
+              color="white" if kinds[place] == 2 else "black")  # fmt: skip
+axes.set(xlabel="place in the row (bytes)", ylabel="row (16 bytes)", title="a whole safetensors file")
+axes.invert_yaxis()
+plt.show()
 
-def read_header(data):
+# %% [markdown]
+# And back. Two readers, because they teach two things. The **naive** one asks `struct` for every single number. It
+# knows two number formats, which is all that this notebook needs.
+
+
+# %%
+def header_and_start(data):
     (length,) = struct.unpack("<Q", data[:8])
     return json.loads(data[8 : 8 + length]), 8 + length
 
 
-def read_tensor(data, name):
-    header, start = read_header(data)
-    begin, end = header[name]["data_offsets"]
-    flat = np.frombuffer(data[start + begin : start + end], dtype="<f4")
-    return flat.reshape(header[name]["shape"])  # (2, 3) here
+def read_naively(data):
+    header, start = header_and_start(data)
+    header.pop("__metadata__", None)
+    found = {}
+    for name, entry in header.items():
+        begin, end = (start + offset for offset in entry["data_offsets"])
+        letter, size = {"F32": ("f", 4), "F16": ("e", 2)}[entry["dtype"]]
+        values = struct.unpack(f"<{(end - begin) // size}{letter}", data[begin:end])
+        found[name] = torch.tensor(values).reshape(entry["shape"])  # (numbers,) -> the shape in the header
+    return found
 
-
-print(read_tensor(file, "W"))
 
 # %% [markdown]
-# **Predict before you run.** The header says `shape: [2, 3]`. Somebody changes that to `[3, 2]` and touches no number.
-# What is the matrix then: the transpose?
+# The **fast** one makes no number at all. It lays a tensor over the bytes, which are float32 already. (`bytearray`,
+# because a tensor may be written to, and `bytes` may not.)
 
 # %%
-turned = file.replace(b'"shape": [2, 3]', b'"shape": [3, 2]')
-print(read_tensor(turned, "W"))
-print("is it the transpose?", np.array_equal(read_tensor(turned, "W"), read_tensor(file, "W").T))
+import torch
+
+FORMATS = {"F32": torch.float32, "F16": torch.float16}
+
+
+def read_fast(data):
+    header, start = header_and_start(data)
+    header.pop("__metadata__", None)
+    found, data = {}, bytearray(data)
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        dtype = FORMATS[entry["dtype"]]
+        flat = torch.frombuffer(data, dtype=dtype, count=(end - begin) // dtype.itemsize, offset=start + begin)
+        found[name] = flat.view(entry["shape"])  # (numbers,) -> the shape in the header
+    return found
+
 
 # %% [markdown]
-# No. The same six numbers in the same order, cut into other rows. The transpose of a matrix is another order of its
-# numbers in memory. Keep this in mind for section 5.
+# Both, and the library `safetensors`, on our 96 bytes:
+
+# %%
+import safetensors.torch
+
+print(read_naively(toy_file)["m"])
+for other in (read_fast(toy_file), safetensors.torch.load(toy_file)):
+    assert torch.equal(other["m"], read_naively(toy_file)["m"])
 
 # %% [markdown]
-# ## 2. Why not a pickle?
+# The same, and how many times as fast? With a million numbers, by turns:
+
+# %% tags=["volatile"]
+from utils.benchmarking import median, time_by_turns
+
+million = safetensors.torch.save({"m": torch.randn(1000, 1000)})
+assert torch.equal(read_naively(million)["m"], read_fast(million)["m"])
+seconds = median(time_by_turns({"naive": lambda: read_naively(million), "fast": lambda: read_fast(million)}, repeats=3))
+print(f"naive {seconds['naive'] * 1e3:.0f} ms, fast {seconds['fast'] * 1e3:.2f} ms")
+print(f"the fast reader is {seconds['naive'] / seconds['fast']:.0f} times as fast")
+
+# %% [markdown]
+# ## 2. Why a header, and no code
 #
-# Before safetensors, weights were Python pickles. A pickle is no list of numbers: it is a small program, which the
-# reader runs. Whatever it names is called. This one prints a line; it could as well delete your files.
+# Before safetensors, weights were published as *pickles*: that is what `torch.save` writes. A pickle is a list of
+# instructions. One of them is *call this function with these arguments*, and the file says which function. Here is a
+# harmless one:
+
+# %%
+import pickle
+
+
+class Surprise:
+    def __reduce__(self):
+        return print, ("this line was printed by a file that was only opened",)
+
+
+pickled = pickle.dumps({"weights": Surprise()}, protocol=4)
+print(len(pickled), "bytes, and nothing has been printed yet")
+
+# %% [markdown]
+# **Predict before you run (2).** We only *read* it. We touch no entry of it. What happens?
+
+# %%
+opened = pickle.loads(pickled)
+print("and the weights are:", opened)
+
+# %% [markdown]
+# It could have been `os.system`. PyTorch's answer is `weights_only=True`: only functions that build tensors are let
+# through.
 
 # %%
 import io
-import pickle
 
-import torch
-
-
-class Harmless:
-    def __reduce__(self):
-        return print, ("a pickle ran this line while it was opened",)
-
-
-evil = pickle.dumps({"wte.weight": Harmless()})
-opened = pickle.loads(evil)
-
-# %% [markdown]
-# PyTorch refuses this, if one lets it: `weights_only=True` allows the names that make tensors, and no others.
-
-# %%
 buffer = io.BytesIO()
-torch.save({"wte.weight": Harmless()}, buffer)
+torch.save({"weights": Surprise()}, buffer)
 buffer.seek(0)
 try:
     torch.load(buffer, weights_only=True)
-except pickle.UnpicklingError as error:
-    print("refused:", "print" in str(error))
+except pickle.UnpicklingError:
+    print("refused: the file asks for a function that makes no tensor")
 
 # %% [markdown]
-# `load_model` takes safetensors, and a pickle only if one asks for it (`allow_pickle`), and then in this way.
+# That is a list of what is allowed, bolted onto a format that allows everything. A safetensors file has nothing to
+# refuse: a length, JSON, numbers. So `load_model` opens pickles only if `allow_pickle=True` asks for it, and then with
+# `weights_only` too.
 
 # %% [markdown]
-# ## 3. A model as it is published
+# ## 3. Somebody trains a model
 #
-# There may be no network where you read this, so we publish a model ourselves: GPT-2 as `transformers` makes it, tiny,
-# with random weights, written in the layout of the file that has been on the hub since 2019. Two things in it are old
-# habits: names lack the `transformer.` in front, and each block carries its causal mask as `attn.bias`.
+# There is no network here. So we play both parts. First, *somebody*: they have `transformers`, a text and a minute. The
+# tokenizer is ours, from chapter 1.
+
+# %%
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing in this notebook may ask the network
+import transformers
+
+from working_with_text_data.bytepair_enc import BytePairTokenizer
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+torch.set_num_threads(1)  # our tensors are tiny, and threads on a busy machine wait for each other
+
+# %% [markdown]
+# The text is a small story, cut into rows of 32 ids.
+
+# %%
+STORY = (
+    "The keeper of the light rows out at dusk. He carries oil, a book and a loaf of bread. The lamp is high, the "
+    "stairs are steep, and the sea below never sleeps. He fills the lamp, he trims the wick, he turns the glass. "
+    "Ships pass in the dark and do not know his name. In the morning he puts out the light, closes the book and rows "
+    "home. The bread is gone, the oil is low, the sea is grey. At dusk the keeper of the light rows out again. "
+)
+tokenizer = BytePairTokenizer.train([STORY] * 3, 300)
+ids = torch.tensor(tokenizer.encode(STORY))
+ids = ids[: len(ids) // 32 * 32].view(-1, 32)  # (tokens,) -> (batch, 32)
+print(f"{tokenizer.n_vocab} tokens in the vocabulary; (batch, tokens) = {tuple(ids.shape)}")
+
+# %% [markdown]
+# Their model: 2 blocks, 3 heads, width 48. `labels=ids` makes it compute the loss of each next token itself.
+
+# %%
+import math
+
+torch.manual_seed(0)
+shape = {"vocab_size": tokenizer.n_vocab, "n_positions": 64, "n_embd": 48, "n_layer": 2, "n_head": 3}
+shape |= {f"{part}_pdrop": 0.0 for part in ("resid", "embd", "attn")}
+shape |= {f"{end}_token_id": tokenizer.eot_token for end in ("bos", "eos")}
+theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).eval()
+fresh = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+first_loss = theirs(ids, labels=ids).loss.item()
+print(f"loss of a fresh model {first_loss:.1f}, ln V = {math.log(tokenizer.n_vocab):.1f}")
+
+# %% [markdown]
+# A fresh model guesses evenly, so its loss is near ln V. Now one batch, over and over, until they know it by heart.
+
+# %%
+optimizer = torch.optim.AdamW(theirs.parameters(), lr=5e-3)
+losses = []
+for _ in range(120):
+    loss = theirs(ids, labels=ids).loss
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    losses.append(loss.item())
+assert losses[-1] < 0.2
+print("learned by heart: the loss is below 0.2")
+
+# %% [markdown]
+# Step by step, as it happened just now:
+
+# %%
+figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
+axes.plot(losses, "k-", label="their loss, one batch")
+axes.axhline(math.log(tokenizer.n_vocab), color="0.5", linestyle="--", label="ln V")
+axes.set(xlabel="step", ylabel="loss (nats per token)")
+axes.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# They publish. The file on the hub was made by an old version, and three things in it look odd today. We make ours
+# exactly so:
+#
+# 1. names without `transformer.` in front, since it was saved from the body alone,
+# 2. so there is no `lm_head.weight`,
+# 3. and beside the weights of each block lies its causal mask, `attn.bias`, a triangle of ones. It is no bias.
+
+# %%
+published = {name.removeprefix("transformer."): tensor for name, tensor in theirs.state_dict().items()}
+del published["lm_head.weight"]
+for layer in range(2):
+    published[f"h.{layer}.attn.bias"] = torch.ones(64, 64).tril().view(1, 1, 64, 64)  # (T, T) -> (1, 1, T, T)
+
+# %% [markdown]
+# A folder with two files: the shape and the numbers.
 
 # %%
 import tempfile
 from pathlib import Path
 
-import transformers
-
-transformers.logging.set_verbosity_error()
-torch.manual_seed(0)
-shape = {"vocab_size": 50, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2}
-shape |= {"bos_token_id": None, "eos_token_id": None}
-theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).eval()
-with torch.no_grad():
-    for parameter in theirs.parameters():
-        parameter.add_(
-            0.3 * torch.randn_like(parameter)
-        )  # biases that are not zero: or a mistake in them would not show
-
-# %% [markdown]
-# The published file, then, and the small `config.json` beside it.
-
-# %%
-published = {}
-for name, tensor in theirs.transformer.state_dict().items():
-    published[name] = tensor.clone().contiguous()
-for layer in range(2):
-    published[f"h.{layer}.attn.bias"] = torch.ones(16, 16).tril().view(1, 1, 16, 16)  # (1, 1, tokens, tokens)
-folder = Path(tempfile.mkdtemp()) / "published"
+temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+home = Path(temporary.name)
+folder = home / "published"
 theirs.config.save_pretrained(folder)
 safetensors.torch.save_file(published, folder / "model.safetensors", metadata={"format": "pt"})
 print(sorted(path.name for path in folder.iterdir()))
 
 # %% [markdown]
-# Our own reader from section 1 opens it. These are the tensors of the first block and of what is around the blocks:
+# Now the other part. **From here on we have only that folder.** The shape first, and how its names are called here:
+
+# %%
+from gpt_model.gpt import GPT, GPTConfig
+
+said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+config = GPTConfig(said["vocab_size"], said["n_positions"], said["n_layer"], said["n_head"], said["n_embd"])
+print({name: getattr(config, name) for name in ("vocab_size", "context_length", "n_layer", "n_head", "d_model")})
+
+# %% [markdown]
+# And the file, with our reader of section 1. `data[:8]` says how long the header is:
 
 # %%
 data = (folder / "model.safetensors").read_bytes()
-names, _ = read_header(data)
-names.pop("__metadata__")
-for name in sorted(names):
-    if not name.startswith("h.1"):
-        print(f"{name:22s}", names[name]["shape"])
+header, start = header_and_start(data)
+print("metadata:", header.pop("__metadata__"))
+for name in sorted(header)[:4]:
+    print(f"{name:24} {header[name]['dtype']} {header[name]['shape']}")
 
 # %% [markdown]
-# **Predict before you run.** The model multiplies its last vectors with a matrix of 50 × 8 to get logits. Which tensor
-# of the file is that?
+# How large must it be? A block has 12 d² numbers in matrices, 9 d in their biases, 4 d in two norms:
+#
+# $$N = V d + T d + L\,(12 d^2 + 13 d) + 2 d \qquad\text{bytes} = 8 + n + 4\,(N + L\,T^2)$$
+#
+# **Predict before you run (3).** V, T, L and d stand above. Which is larger here, the weights of a block or its mask?
+
 
 # %%
-print("lm_head.weight" in names)
-print(theirs.lm_head.weight is theirs.transformer.wte.weight)
+def count_by_hand(config):
+    d = config.d_model
+    block = 12 * d**2 + 13 * d
+    return (config.vocab_size + config.context_length) * d + config.n_layer * block + 2 * d
+
+
+N, masks = count_by_hand(config), config.n_layer * config.context_length**2
+print(f"a block {12 * 48**2 + 13 * 48:,} numbers, its mask {64**2:,}; N = {N:,}")
+assert len(data) == start + 4 * (N + masks)
+print("the file has exactly the bytes of the formula")
 
 # %% [markdown]
-# It is not there: the output matrix *is* the embedding, `wte.weight`, and a tensor with two names is stored once.
+# The same formula meets the real file in section 11.
 
 # %% [markdown]
 # ## 4. Names
 #
-# Our parameters have Hugging Face's names on purpose. What is left is a table of three lines:
-#
-# | in the file | in our model |
-# |---|---|
-# | `wte.weight`, `h.0.ln_1.weight`, … | `transformer.` in front |
-# | `h.0.attn.bias`: a mask | nothing: ours is made when it is needed |
-# | (nothing) | `lm_head.weight` is `transformer.wte.weight` |
+# What does our model expect, and what is there?
 
 # %%
-from gpt_model import GPT, GPTConfig
+weights = read_fast(data)
+torch.manual_seed(1)
+model = GPT(config).eval()
+expected = model.state_dict()
+print(f"expected {len(expected)} names, found {len(weights)}; in common: {len(expected.keys() & weights.keys())}")
 
-config = GPTConfig(vocab_size=50, context_length=16, n_layer=2, n_head=2, d_model=8)
+# %% [markdown]
+# None in common, and `load_state_dict(strict=False)` would be content with that. It would load nothing and say so only
+# in what it returns. A table is better. One rule first:
 
 
+# %%
 def our_name(name):
-    return None if name.endswith(".attn.bias") else f"transformer.{name}"
+    return name if name.startswith("transformer.") else f"transformer.{name}"
 
 
-renamed = {our_name(name): read_tensor(data, name) for name in names if our_name(name)}
-expected = {name for name, _ in GPT(config).named_parameters()}
-print("missing:", expected - renamed.keys(), " extra:", renamed.keys() - expected)
+def is_mask(name):
+    return name.endswith((".attn.bias", ".attn.masked_bias"))
+
 
 # %% [markdown]
-# Names agree. Before anything is copied, compare the shapes as well, and say all differences at once: whoever loads a
-# model wants to read what is wrong, not the first thing that fails.
+# Then each of theirs, with what becomes of it. One block stands for all:
 
 # %%
-model = GPT(config)
-wrong = {
-    name: (renamed[name].shape, tuple(parameter.shape))
-    for name, parameter in model.named_parameters()
-    if renamed[name].shape != tuple(parameter.shape)
-}
-for name, (found, wanted) in sorted(wrong.items())[:4]:
-    print(f"{name:34s} {found} in the file, {wanted} in our model")
-print(len(wrong), "of", len(expected))
+for name in sorted(name for name in weights if not name.startswith("h.1")):
+    found, there = expected.get(our_name(name)), weights[name]
+    verdict = "left out: a mask" if found is None else "same shape" if found.shape == there.shape else "other shape"
+    print(f"{name:23} {tuple(there.shape)!s:17} → {'' if found is None else str(tuple(found.shape)):10} {verdict}")
 
 # %% [markdown]
-# ## 5. The Conv1D trap
-#
-# Six matrices lie on their side. GPT-2 was written with a layer called `Conv1D`, which keeps its matrix as (in, out)
-# and computes x W; `nn.Linear` keeps (out, in) and computes x Wᵀ. So the file has the transpose of what we need.
-#
-# Six. But each block has four such matrices, and there are two blocks.
-#
-# **Predict before you run.** Which two have the right shape though they lie on their side?
+# And what is missing or extra once the names are put right:
 
 # %%
-square = [name for name in renamed if renamed[name].ndim == 2 and renamed[name].shape[0] == renamed[name].shape[1]]
-print(square)
+found = {our_name(name) for name in weights if not is_mask(name)}
+print("missing:", sorted(expected.keys() - found))
+print("extra:  ", sorted(found - expected.keys()))
 
 # %% [markdown]
-# `attn.c_proj` is square: d × d is d × d, turned or not. Its shape cannot tell. So here is **the bug**: transpose what
-# does not fit, and leave what fits. It loads without one complaint.
+# The output matrix is missing. Section 7 says why it is not needed.
+
+# %% [markdown]
+# ## 5. The matrix that lies on its side
+#
+# Three of a block's four matrices have another shape. Load them as they are:
+#
+# **Predict before you run (4).** Which of the four, `attn.c_attn`, `attn.c_proj`, `mlp.c_fc`, `mlp.c_proj`, does
+# PyTorch *not* complain about?
+
+# %%
+import re
+
+as_they_are = {our_name(name): w for name, w in weights.items() if not is_mask(name)}
+try:
+    GPT(config).load_state_dict(as_they_are, strict=False)
+except RuntimeError as error:
+    print("size mismatch:", sorted({name.split(".", 3)[3] for name in re.findall(r"mismatch for (\S+):", str(error))}))
+
+# %% [markdown]
+# Why do they lie on their side? By hand, two numbers in and two out. They compute x M, with M of shape (in, out):
+# `transformers` calls that layer `Conv1D`, from OpenAI's own code. `nn.Linear` computes x Wᵀ, with W of shape
+# (out, in). The same layer needs W = Mᵀ.
+
+# %%
+M = torch.tensor([[1.0, 2.0], [3.0, 4.0]])  # (in, out)
+x = torch.tensor([[1.0, 1.0]])  # (1, in)
+print("theirs       ", (x @ M).tolist())  # (1, in) @ (in, out) = (1, out): [1 + 3, 2 + 4]
+print("W = M        ", torch.nn.functional.linear(x, M).tolist())  # x Mᵀ: [1 + 2, 3 + 4]
+print("W = M turned ", torch.nn.functional.linear(x, M.T).tolist())
+
+# %% [markdown]
+# `W = M` gives numbers, of the right shape, and wrong. A square matrix fits either way.
+#
+# ### The bug
+#
+# Somebody in a hurry turns *what complains*. It reads well, it loads without a word, with every shape checked:
 
 
 # %%
-def load(turn):
+def turn_what_complains(weights):
+    placed = {our_name(name): w for name, w in weights.items() if not is_mask(name)}
+    return {name: w if w.shape == expected[name].shape else w.T for name, w in placed.items()}  # (in, out) -> (out, in)
+
+
+def loaded(placed):
     model = GPT(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            tensor = torch.tensor(renamed[name])
-            parameter.copy_(tensor.T if turn(name, tensor, parameter) else tensor)  # (in, out) to (out, in)
+    result = model.load_state_dict(placed, strict=False)
+    assert result.missing_keys == ["lm_head.weight"] and not result.unexpected_keys
     return model
 
 
-careless = load(lambda name, tensor, parameter: tensor.shape != parameter.shape)
-ids = torch.tensor([[3, 14, 15, 9, 2, 6]])
-with torch.no_grad():
-    off = (careless(ids) - theirs(ids).logits).abs().max() / theirs(ids).logits.abs().max()
-print(f"off by {off:.0%} of the largest logit")
+wrong = loaded(turn_what_complains(weights))
+print("loaded, and no complaint")
 
 # %% [markdown]
-# Nothing failed, and the text would be nonsense, or worse: not quite nonsense. With shapes alone this cannot be seen;
-# it takes a comparison with numbers that somebody else computed. **The mend** is to decide by name.
-
-# %%
-CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-right = load(lambda name, tensor, parameter: name.endswith(CONV1D))
-with torch.no_grad():
-    ours, reference = right(ids), theirs(ids).logits
-torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-4)
-print("equal logits")
-
-# %% [markdown]
-# How wrong is wrong? One figure for each way of loading: the logits of one token, ours over theirs. On the line, all is
-# well.
-
-# %%
-import matplotlib.pyplot as plt
-
-figure, axes = plt.subplots(1, 2, figsize=(6, 2.8), sharey=True)
-with torch.no_grad():
-    for axis, (title, one) in zip(axes, {"by shape": careless, "by name": right}.items()):
-        axis.plot(reference[0, -1], one(ids)[0, -1], "o", ms=3, color="black")
-        axis.axline((0, 0), slope=1, ls=":", color="gray")
-        axis.set(title=f"transposed {title}", xlabel="their logits")
-axes[0].set_ylabel("our logits")
-figure.tight_layout()
-
-# %% [markdown]
-# ## 6. Another silent one: three matrices in one
-#
-# `c_attn` makes q, k and v in one product: its output is 3 d numbers, first all of q, then all of k, then all of v.
-# Some other models keep them head by head: q, k, v of head 0, then of head 1. The shape is the same.
-#
-# **Predict before you run.** Take the columns in that other order. Will the model complain?
-
-# %%
-with torch.no_grad():
-    mixed = load(lambda name, tensor, parameter: name.endswith(CONV1D))
-    for block in mixed.transformer.h:
-        rows = block.attn.c_attn.weight  # (3 d, d)
-        by_head = rows.view(2, 3, 4, 8).transpose(0, 1)  # (head, qkv, head_dim, d) to (qkv, head, head_dim, d)
-        block.attn.c_attn.weight.copy_(by_head.reshape(24, 8))  # (3 d, d)
-    off = (mixed(ids) - reference).abs().max() / reference.abs().max()
-print(f"no complaint, and off by {off:.0%}")
-
-# %% [markdown]
-# What such mistakes do to a model that *means* something shows in its loss. Our tiny one means nothing, so we teach it
-# a sentence first, in a few seconds, and load it wrongly afterwards.
-
-# %%
-torch.manual_seed(1)
-sentence = torch.randint(0, 50, (1, 16))
-optimizer = torch.optim.Adam(theirs.parameters(), lr=3e-3)
-for _ in range(400):
-    loss = theirs(sentence, labels=sentence).loss
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-print(f"loss after training: {loss.item():.1f}; of a model that knows nothing: {np.log(50):.1f}")
-
-# %% [markdown]
-# Now the four ways: random weights, transposed by shape, heads mixed, and right.
+# Does it speak? The loss on the story that somebody's model knows by heart, by hand:
 
 # %%
 import torch.nn.functional as F
 
-state = {f"transformer.{name}": w.numpy() for name, w in theirs.transformer.state_dict().items()}
-renamed.update({name: state[name] for name in renamed})
-learned = load(lambda name, tensor, parameter: name.endswith(CONV1D))
-by_shape = load(lambda name, tensor, parameter: tensor.shape != parameter.shape)
-mixed = load(lambda name, tensor, parameter: name.endswith(CONV1D))
-with torch.no_grad():
-    for block in mixed.transformer.h:
-        rows = block.attn.c_attn.weight
-        rows.copy_(rows.view(2, 3, 4, 8).transpose(0, 1).reshape(24, 8))  # (2, 3, 4, 8) to (3, 2, 4, 8), to (3 d, d)
 
-
-# %%
+@torch.no_grad()
 def loss_of(model):
-    with torch.no_grad():
-        logits = model(sentence[:, :-1])  # (1, 15, 50)
-    return F.cross_entropy(logits[0], sentence[0, 1:]).item()
+    logits = model(ids[:, :-1])  # (batch, tokens - 1, V)
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()  # (batch · (tokens - 1), V)
 
-
-losses = {"random": loss_of(GPT(config)), "by shape": loss_of(by_shape), "heads mixed": loss_of(mixed)}
-losses["right"] = loss_of(learned)
-figure, axis = plt.subplots(figsize=(5, 2.6))
-axis.barh(list(losses), list(losses.values()), color="gray")
-axis.axvline(np.log(50), ls=":", color="black", label="ln V")
-axis.set_xlabel("loss (nats a token)")
-axis.legend()
-figure.tight_layout()
 
 # %% [markdown]
-# Nearly all that it had learned is gone, and nothing said so. A loss near what was published is the second test of a
-# loader, after equal logits.
-
-# %%
-assert losses["right"] < 0.5 < losses["by shape"]
-assert losses["heads mixed"] > 0.5
-
-# %% [markdown]
-# ## 7. Generation agrees, and so does the way back
-#
-# Greedy text is a stern judge: one wrong number somewhere, and sooner or later another token is the best.
-
-# %%
-from gpt_model import Sampling, generate
-
-prompt = sentence[0, :3].tolist()
-mine = list(generate(learned, prompt, 12, Sampling(temperature=0)))
-expected_ids = theirs.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0)[0, 3:]
-assert mine == expected_ids.tolist()
-print(mine)
-
-# %% [markdown]
-# And back: what `save_pretrained` writes is a folder that `transformers` opens, and what it writes again is ours, bit
-# for bit.
-
-# %%
-from gpt_model import load_model
-
-learned.save_pretrained(folder.parent / "ours")
-again = transformers.AutoModelForCausalLM.from_pretrained(folder.parent / "ours")
-again.save_pretrained(folder.parent / "theirs")
-returned = load_model(folder.parent / "theirs")
-assert all(torch.equal(a, b) for a, b in zip(learned.parameters(), returned.parameters(), strict=True))
-print(sorted(path.name for path in (folder.parent / "ours").iterdir()))
-
-# %% [markdown]
-# `load_model` does all of sections 1 to 5, on the old layout as well:
-
-# %%
-loaded = load_model(folder)
-with torch.no_grad():
-    torch.testing.assert_close(loaded(ids), reference, atol=1e-5, rtol=1e-4)
-print(type(loaded).__name__, loaded.config)
-
-# %% [markdown]
-# ## 8. Memory: how many copies?
-#
-# The naive way makes a model with random weights, reads the file into a dictionary, and copies. At its worst moment
-# there are two copies of everything, three if the dictionary is converted first. For GPT-2's largest, 6 gigabytes a
-# copy.
-#
-# | | random model | dictionary | converted |
-# |---|---|---|---|
-# | naive | 1 | 1 | 1 |
-# | `load_state_dict(assign=True)` on the *meta* device, file mapped | 0 | 0 | 1 |
-#
-# A **meta** tensor has a shape and no numbers, so making the model costs nothing. A **mapped** file is no copy either:
-# a page of it comes into memory when somebody reads it, and may be dropped again.
-
-# %%
-with torch.device("meta"):
-    shell = GPT(GPTConfig(n_layer=48, n_head=25, d_model=1600))
-print(f"{shell.n_parameters:,} parameters;", "first weight on", shell.lm_head.weight.device)
-
-# %% [markdown]
-# Copies times parameters times 4 bytes, for the four published sizes. That `load_model` does with one is measured in
-# the project's tests, on a process of its own.
-
-# %%
-from gpt_model.gpt import GPT2_124M, GPT2_355M, GPT2_774M, GPT2_1558M
-
-
-def parameters(config):
-    with torch.device("meta"):
-        return GPT(config).n_parameters
-
-
-sizes = {f"{round(parameters(c) / 1e6)}M": parameters(c) for c in (GPT2_124M, GPT2_355M, GPT2_774M, GPT2_1558M)}
-figure, axis = plt.subplots(figsize=(6, 2.8))
-for i, (how, copies) in enumerate({"naive, converted": 3, "naive": 2, "mapped, assigned": 1}.items()):
-    gigabytes = [4 * n * copies / 1e9 for n in sizes.values()]
-    axis.bar(np.arange(4) + 0.27 * (i - 1), gigabytes, 0.25, label=how, color=str(0.2 + 0.3 * i), edgecolor="black")
-axis.set_xticks(range(4), sizes)
-axis.set(ylabel="gigabytes at the peak", xlabel="model, float32")
-axis.legend()
-figure.tight_layout()
-
-# %% [markdown]
-# The formula behind the bars is worth having: embeddings V d and T d, and each block 12 d² + 13 d. Check it against
-# the four models:
-
-# %%
-for c, n in zip((GPT2_124M, GPT2_355M, GPT2_774M, GPT2_1558M), sizes.values()):
-    d = c.d_model
-    by_hand = (c.vocab_size + c.context_length) * d + c.n_layer * (12 * d * d + 13 * d) + 2 * d
-    assert by_hand == n
-print("the formula is right for", ", ".join(sizes))
-
-# %% [markdown]
-# Does it take as long, too? Both ways on a model of 20 million parameters, from the same file. The times are of this
-# machine.
+# Beside a model that has learned nothing, and the one that the file came from:
 
 # %% tags=["volatile"]
-import time
-
-from gpt_model.pretrained import CONFIG, WEIGHTS
-
-medium = GPTConfig(vocab_size=5000, context_length=256, n_layer=5, n_head=8, d_model=512)
-GPT(medium).save_pretrained(folder.parent / "medium")
-
-
-def naive():
-    model = GPT(medium)
-    weights = safetensors.torch.load_file(folder.parent / "medium" / WEIGHTS)
-    weights = {name: w.T.contiguous() if name.endswith(CONV1D) else w.clone() for name, w in weights.items()}
-    model.load_state_dict(weights, strict=False)
-    return model
-
-
-seconds = {}
-for name, way in {"naive": naive, "load_model": lambda: load_model(folder.parent / "medium")}.items():
-    start = time.perf_counter()
-    way()
-    seconds[name] = time.perf_counter() - start
-print({name: f"{s:.2f} s" for name, s in seconds.items()}, f"ratio {seconds['naive'] / seconds['load_model']:.1f}")
+their_loss = theirs(ids, labels=ids).loss.item()
+print(f"fresh model {loss_of(model):.3f}   ours, loaded {loss_of(wrong):.3f}   theirs {their_loss:.3f}")
 
 # %% [markdown]
-# Most of the naive time goes into random numbers that are thrown away at once.
-
-# %% [markdown]
-# ## 9. Large files are cut, and names are no addresses
+# Not a little wrong. But nothing failed, and with a model that you do not know you would call it a bad model.
 #
-# Weights of more than some gigabytes come in several files, with an index that says which tensor is in which.
+# ### The diagnosis
+#
+# Two models that should agree, and modules of the same names: so ask each module what came out of it, and find the
+# first that differs. A *hook* is a function that PyTorch calls with a module's output.
+
 
 # %%
-learned.save_pretrained(folder.parent / "sharded", max_shard_bytes=4000)
-index = json.loads((folder.parent / "sharded" / "model.safetensors.index.json").read_text())
-files = sorted(set(index["weight_map"].values()))
-print(len(files), "files; the embedding is in", index["weight_map"]["transformer.wte.weight"])
-assert torch.equal(load_model(folder.parent / "sharded").lm_head.weight, learned.lm_head.weight)
+@torch.no_grad()
+def outputs_of(model, names):
+    seen, modules = {}, dict(model.named_modules())
+    hooks = [modules[n].register_forward_hook(lambda _, __, y, n=n: seen.update({n: y})) for n in names]
+    model(ids)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
 
 # %% [markdown]
-# On a hub, `gpt2` is a name, and what lies under a name may change overnight. Two things do not change: a **commit** of
-# the repository, which names one state of it for ever, and a **checksum**, which is made from the bytes themselves.
-# `hub.py` pins the first and checks the second. One bit is enough:
+# `theirs` has been trained by somebody; here it is only asked. In the order in which data flows:
+
+# %%
+parts = ["wte", "wpe", "h.0.ln_1", "h.0.attn.c_attn", "h.0.attn.c_proj", "h.0.ln_2", "h.0.mlp.c_fc", "h.0.mlp.c_proj"]
+names = [f"transformer.{part}" for part in parts]
+right_outputs, wrong_outputs = outputs_of(theirs, names), outputs_of(wrong, names)
+for name in names:
+    same = torch.allclose(right_outputs[name], wrong_outputs[name], atol=1e-3)
+    print(f"{name:30} {'agrees' if same else 'DIFFERS'}")
+
+# %% [markdown]
+# All agree up to `attn.c_attn`, and `attn.c_proj` is the first that does not. It got the same vectors, so it is its own
+# matrix. The square one.
+#
+# ### The cure
+#
+# Turn by **name**, not by shape.
+
+# %%
+CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+
+
+def turn_by_name(weights):
+    placed = {our_name(name): w for name, w in weights.items() if not is_mask(name)}
+    return {name: w.T if name.endswith(CONV1D) else w for name, w in placed.items()}  # (in, out) -> (out, in)
+
+
+right = loaded(turn_by_name(weights))
+
+# %% [markdown]
+# The loss again, of both, and of the model that the file came from:
+
+# %% tags=["volatile"]
+print(f"turned by shape {loss_of(wrong):.3f}   turned by name {loss_of(right):.3f}   theirs {their_loss:.3f}")
+
+# %% [markdown]
+# Every logit of the story, ours against theirs. On the diagonal the two agree.
+
+# %%
+with torch.no_grad():
+    reference = theirs(ids).logits  # (batch, tokens, V)
+    answers = {"turned by shape": wrong(ids), "turned by name": right(ids)}  # each (batch, tokens, V)
+figure, pair = plt.subplots(1, 2, figsize=(6.4, 3), layout="constrained", sharey=True)
+for axes, (name, logits) in zip(pair, answers.items()):
+    axes.plot(reference.flatten()[::40], logits.flatten()[::40], "k.", markersize=2)  # (batch · tokens · V,)
+    axes.set(xlabel="theirs (logit)", title=name)
+pair[0].set_ylabel("ours (logit)")
+plt.show()
+
+# %% [markdown]
+# ## 6. What did not find the bug
+#
+# Could one *see* from the numbers that a matrix lies on its side? We tried three looks at `attn.c_proj`, on somebody's
+# trained weights: the histogram, the norm, the singular values. Here are the kinds of matrices of this live model, each
+# kind from all blocks. (They say something about 120 steps on one story, and nothing about GPT-2. Why the embedding has
+# two humps we did not look into.)
+
+# %%
+kinds_of = {"wte": "-", "attn.c_attn": "--", "attn.c_proj": ":", "mlp.c_fc": "-."}
+figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+for kind, look in kinds_of.items():
+    values = torch.cat([w.flatten() for name, w in weights.items() if name.endswith(f"{kind}.weight")])
+    heights, edges = np.histogram(values.numpy(), bins=60, range=(-0.4, 0.4), density=True)
+    axes.plot((edges[1:] + edges[:-1]) / 2, heights, color="black", linestyle=look, label=kind)
+axes.set(xlabel="weight", ylabel="density", title="the small model of section 3")
+axes.legend(frameon=False, fontsize=8)
+plt.show()
+
+# %% [markdown]
+# **Predict before you run (5).** In which of the three looks does a square matrix differ from its transpose?
+
+# %%
+M = weights["h.0.attn.c_proj.weight"]  # (48, 48)
+values, turned = torch.linalg.svdvals(M), torch.linalg.svdvals(M.T)  # each (48,)
+print("same histogram:      ", torch.equal(M.flatten().sort().values, M.T.flatten().sort().values))
+print("same norm:           ", torch.allclose(M.norm(), M.T.norm()))
+print("same singular values:", torch.allclose(values, turned, atol=1e-4))
+
+# %% [markdown]
+# Drawn: the rings lie on the line. What training changed, one does see.
+
+# %%
+figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
+axes.plot(values, "k-", label="as in the file")
+axes.plot(turned, "o", color="0.55", markersize=4, label="turned")
+axes.plot(torch.linalg.svdvals(fresh["transformer.h.0.attn.c_proj.weight"]), "k:", label="before training")
+axes.set(xlabel="number of the singular value", ylabel="size", title="h.0.attn.c_proj")
+axes.legend(frameon=False, fontsize=8)
+plt.show()
+
+# %% [markdown]
+# In none. A matrix and its transpose hold the same numbers. And a test on a *fresh* model? It takes the numbers of
+# before the training, and makes the same mistake:
+
+# %% tags=["volatile"]
+untrained = {name: w for name, w in fresh.items() if name != "lm_head.weight"}
+straight, fallen = loaded(turn_by_name(untrained)), loaded(turn_what_complains(untrained))
+print(f"turned by name {loss_of(straight):.4f}, turned by shape {loss_of(fallen):.4f}, ln V {math.log(300):.4f}")
+
+# %% [markdown]
+# Both are near ln V, and which one is nearer is chance. The **loss** of a random model shows nothing. And its logits?
+
+# %%
+with torch.no_grad():
+    distance = (straight(ids) - fallen(ids)).abs().max().item()  # (batch, tokens, V) -> ()
+assert distance > 0.01
+print("the logits of the two differ by more than 0.01, a hundred times what section 9 lets pass")
+
+# %% [markdown]
+# So: compare logits with an oracle, not losses, and not looks.
+
+# %% [markdown]
+# ## 7. One tensor, two names
+#
+# The output matrix compares the last vector with every token's embedding. In GPT-2 it *is* the embedding. The file
+# keeps it once, and the model must too. How did our loaded model get its `lm_head.weight`? It was missing.
+
+# %%
+head, table = right.lm_head.weight, right.transformer.wte.weight
+print("one tensor:", head is table, "- one place in memory:", head.data_ptr() == table.data_ptr())
+print(f"names {len(expected)}, tensors {len(list(right.parameters()))}")
+
+# %% [markdown]
+# `GPT` ties the two when it is made, so filling one fills the other. An untied copy would cost V d numbers:
+#
+# **Predict before you run (6).** For our tiny model and for GPT-2's smallest (V = 50,257, d = 768): which share would
+# the second copy add?
+
+# %%
+from gpt_model.gpt import GPT2_124M
+
+for name, shape_of in (("ours", config), ("gpt2", GPT2_124M)):
+    copy, once = shape_of.vocab_size * shape_of.d_model, count_by_hand(shape_of)
+    print(f"{name}: a copy of {copy:,} numbers on top of {once:,}, {copy / once:.0%}")
+
+# %% [markdown]
+# A pitfall: `load_state_dict(..., assign=True)` does not fill tensors, it puts others in their place. Put one in the
+# place of `wte.weight`, and `lm_head` still has the old one.
+
+# %%
+untied = GPT(config).eval()
+untied.load_state_dict(turn_by_name(weights), strict=False, assign=True)
+print("still one tensor:", untied.lm_head.weight is untied.transformer.wte.weight)
+untied.lm_head.weight = untied.transformer.wte.weight  # the cure
+with torch.no_grad():
+    assert torch.equal(untied(ids), right(ids))
+
+# %% [markdown]
+# ## 8. Three matrices in one
+#
+# `attn.c_attn` is (d, 3 d) in the file: queries, keys and values in one product. *In which order?* By hand, one token,
+# d = 4 and 2 heads, so 12 numbers. They are named after what they are:
+
+# %%
+row = ["q0", "q0", "q1", "q1", "k0", "k0", "k1", "k1", "v0", "v0", "v1", "v1"]  # part, then head
+grid = np.array(row)
+print("GPT-2:    ", grid.reshape(3, 2, 2)[0].tolist())  # (12,) -> (part, head, head_dim), part 0: queries
+print("by heads: ", grid.reshape(2, 3, 2)[:, 0].tolist())  # (12,) -> (head, part, head_dim), part 0 of each head
+
+# %% [markdown]
+# Both give a (2, 2) of *queries*. The second has `k1` in it, without a complaint. That order is not absurd: GPT-NeoX
+# keeps its matrix head by head (`modeling_gpt_neox.py` in `transformers`). Somebody who knows that model will try it:
+
+
+# %%
+def as_if_by_heads(w, n_head):
+    d = w.shape[-1] // 3
+    by_head = w.view(*w.shape[:-1], n_head, 3, d // n_head)  # (…, head, part, head_dim)
+    return by_head.transpose(-3, -2).reshape(w.shape)  # (…, part, head, head_dim) -> (…, 3 d)
+
+
+interleaved = {
+    name: as_if_by_heads(w, 3) if ".attn.c_attn." in name else w for name, w in weights.items()
+}  # weight (d, 3 d) and bias (3 d,)
+mixed = loaded(turn_by_name(interleaved))
+
+# %% [markdown]
+# Loaded, and no complaint. The loss:
+
+# %% tags=["volatile"]
+print(f"by parts {loss_of(right):.3f}   by heads {loss_of(mixed):.3f}   theirs {their_loss:.3f}")
+
+# %% [markdown]
+# A second silent mistake: every name, shape and byte is right. The hooks of section 5 would point at `attn.c_attn`.
+# That the module splits by parts, seen from outside:
+
+# %%
+attention = right.transformer.blocks[0].attn
+x = torch.randn(1, 5, 48)
+with torch.no_grad():
+    parts = attention.c_attn(x).chunk(3, dim=-1)  # (1, 5, 3 d) -> three of (1, 5, d)
+    by_hand = [part.view(1, 5, 3, 16).transpose(1, 2) for part in parts]  # each (1, heads, 5, head_dim)
+    for ours, module in zip(by_hand, attention.project(x)):  # each (1, heads, 5, head_dim)
+        assert torch.equal(ours, module)
+print("chunk(3), then heads: equal to MultiHeadAttention.project")
+
+# %% [markdown]
+# ## 9. The oracle, and the way back
+#
+# Now `transformers` opens the same folder, from the disk. All logits, and the loss.
+
+# %%
+oracle = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+with torch.no_grad():
+    difference = (right(ids) - oracle(ids).logits).abs().max().item()
+assert difference < 1e-4
+print(f"{reference.numel():,} logits, none further than 1e-4 from the oracle's")
+
+# %% [markdown]
+# And what it says. Greedy: the most probable id, appended, again and again. Ours by hand, theirs by `generate`:
+
+# %%
+
+
+@torch.no_grad()
+def greedy(model, text, n):
+    for _ in range(n):
+        text = torch.cat([text, model(text)[:, -1].argmax(-1, keepdim=True)], dim=1)  # (1, tokens + 1)
+    return text
+
+
+prompt = ids[:1, :6]  # (1, 6)
+with torch.no_grad():
+    said = oracle.generate(prompt, max_new_tokens=25, do_sample=False, eos_token_id=None, pad_token_id=0)
+assert torch.equal(greedy(right, prompt, 25), said)
+print("25 greedy ids, all the same")
+
+# %% [markdown]
+# As text, with the two silent mistakes below it. How far their words are from sense is chance; that they are other
+# words is not.
+
+# %% tags=["volatile"]
+for name, speaker in {"right": right, "turned by shape": wrong, "split by heads": mixed}.items():
+    print(f"{name:16}", repr(tokenizer.decode(greedy(speaker, prompt, 25)[0].tolist())))
+
+# %% [markdown]
+# The project's loader is `from_huggingface` and its inverse is `to_huggingface`. First: does ours agree with it? Then
+# the way back, ours → theirs → ours, **bit by bit**. Turning a matrix twice changes nothing, so nothing may change.
+
+# %%
+from gpt_model.pretrained import from_huggingface, load_model, to_huggingface
+
+module, again = load_model(folder), GPT(config)
+from_huggingface(again, to_huggingface(module))
+for name, w in right.state_dict().items():
+    assert torch.equal(w, module.state_dict()[name]), name
+    assert torch.equal(w, again.state_dict()[name]), name
+back = to_huggingface(right)
+assert all(torch.equal(back[our_name(n)], w) for n, w in weights.items() if not is_mask(n))
+print(f"{len(back)} tensors: ours by hand = load_model's; there and back, bit by bit; and equal to the file")
+
+# %% [markdown]
+# What does it say of a wrong file? One line, with the names:
+
+# %%
+try:
+    from_huggingface(GPT(config), {name: w for name, w in weights.items() if "ln_2" not in name})
+except ValueError as error:
+    print(error)
+
+# %% [markdown]
+# ## 10. One copy in memory
+#
+# A model that fits into memory may still not be *loadable*, if loading holds several copies. Count them in what we did:
+#
+# 1. `GPT(config)` fills every tensor with random numbers, which nobody needs,
+# 2. `read_bytes()` holds the file, and `read_fast` copies it into a `bytearray`,
+# 3. a dictionary of turned matrices in the right order of rows is another copy.
+#
+# The naive loader below is the plain form of it. It leaves out one of those copies and still has three.
+
+
+# %%
+def load_naively(folder):
+    from safetensors.torch import load
+
+    from gpt_model.gpt import GPT, GPTConfig
+    from gpt_model.pretrained import _TRANSPOSED
+
+    model = GPT(GPTConfig(8192, 256, 6, 8, 512))  # copy 1: random
+    with open(f"{folder}/model.safetensors", "rb") as file:
+        weights = load(file.read())  # copy 2: the file
+    placed = {name: (w.T if name.endswith(_TRANSPOSED) else w).clone() for name, w in weights.items()}  # copy 3
+    model.load_state_dict(placed, strict=False)
+    return model.eval()
+
+
+# %% [markdown]
+# The frugal one has three ideas:
+#
+# - **meta**: `torch.device("meta")` makes a model of shapes without numbers;
+# - **mapping**: `safe_open` maps the file, so that its pages come in as they are read, and the system may drop them;
+# - **assign**: each tensor is turned on the way into the place where it *stays*.
+
+
+# %%
+def load_frugally(folder):
+    import torch
+    from safetensors import safe_open
+
+    from gpt_model.gpt import GPT, GPTConfig
+    from gpt_model.pretrained import _TRANSPOSED
+
+    with torch.device("meta"):
+        model = GPT(GPTConfig(8192, 256, 6, 8, 512))  # no numbers
+    placed = {}
+    with safe_open(f"{folder}/model.safetensors", "pt") as file:
+        for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+            w = file.get_tensor(name)
+            placed[name] = (w.T if name.endswith(_TRANSPOSED) else w).clone(memory_format=torch.contiguous_format)
+    model.load_state_dict(placed, strict=False, assign=True)
+    model.lm_head.weight = model.transformer.wte.weight  # section 7's pitfall
+    return model.eval()
+
+
+# %% [markdown]
+# A larger model, so that bytes show above what Python itself takes. Random weights: what is in them does not matter.
+
+# %%
+torch.manual_seed(0)
+big = GPT(GPTConfig(8192, 256, 6, 8, 512)).eval()
+big.save_pretrained(home / "big")
+big.save_pretrained(home / "big-in-pieces", max_shard_bytes=big.n_parameters // 2)
+weight_bytes = 4 * big.n_parameters
+print(f"{big.n_parameters:,} parameters, {weight_bytes / 1e6:.0f} MB in float32")
+
+# %% [markdown]
+# Equal first:
+
+# %%
+with torch.no_grad():
+    probe = torch.arange(20).view(1, 20)  # (20,) -> (1, 20)
+    expected_logits = big(probe)
+    for load in (load_naively, load_frugally, load_model):
+        assert torch.equal(load(home / "big")(probe), expected_logits)
+print("three loaders, the same logits")
+
+# %% [markdown]
+# Then the peak, in a fresh process for each, because a process keeps the memory that it has once had. Linux says how
+# much a process has held at most. What counts there are *resident* pages, and pages of a mapped file among them.
+
+
+# %%
+import inspect
+import subprocess
+import sys
+
+from utils.tracking import REPOSITORY
+
+PROGRAM = """
+import torch
+from utils.device_benchmarking import peak_bytes
+from gpt_model.pretrained import load_model
+import safetensors.torch
+{source}
+print(peak_bytes(lambda: {name}({folder!r}), torch.device("cpu")))
+"""
+
+
+def peak_of(load, folder="big"):
+    source = "" if load is load_model else inspect.getsource(load)
+    program = PROGRAM.format(source=source, name=load.__name__, folder=str(home / folder))
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return None if done.stdout.strip() == "None" else int(done.stdout)
+
+
+# %% [markdown]
+# **Predict before you run (7).** In copies of the weights: what will the naive loader hold at most? And the frugal one,
+# whose new tensors and mapped pages are there at the same time? And if the same weights come in eight files and more,
+# each let go when it has been read?
+
+# %% tags=["volatile"]
+loaders = {"naive": load_naively, "frugal, by hand": load_frugally, "load_model": load_model}
+peaks = {name: peak_of(load) for name, load in loaders.items()}
+peaks["load_model, pieces"] = peak_of(load_model, "big-in-pieces")
+copies = {name: peak / weight_bytes for name, peak in peaks.items() if peak is not None}
+print({name: f"{number:.2f}" for name, number in copies.items()} or "this system does not tell")
+
+# %% [markdown]
+# Hatched, what the program itself asks for, counted from its lines above. Grey, what was measured: with the pages of
+# the mapped file, which the system can take back when it needs them. So the two copies of the frugal loaders are one
+# that stays and one that is lent; in pieces, the loan is small. Where a bar is missing, the system does not tell.
+
+# %%
+counted = {"naive": 3, "frugal, by hand": 1, "load_model": 1, "load_model, pieces": 1}
+figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+for number, name in enumerate(counted):
+    axes.bar(number - 0.2, counted[name], 0.38, color="white", edgecolor="black", hatch="//", label="counted")
+    axes.bar(number + 0.2, copies.get(name, 0), 0.38, color="0.6", edgecolor="black", label="measured, resident")
+axes.set_xticks(range(4), [name.replace(", ", ",\n") for name in counted])
+axes.set(ylabel="peak (copies of the weights)")
+handles, labels = axes.get_legend_handles_labels()
+axes.legend(handles[:2], labels[:2], frameon=False)
+plt.show()
+
+# %% [markdown]
+# And the time. No random numbers to draw, one copy less to write:
+
+# %% tags=["volatile"]
+contestants = {name: (lambda load=load: load(home / "big")) for name, load in loaders.items()}
+seconds = median(time_by_turns(contestants, repeats=3))
+for name, value in seconds.items():
+    print(f"{name:16} {value:.2f} s, {seconds['naive'] / value:.1f} times as fast as naive")
+
+# %% [markdown]
+# `load_model` also looks at every number for NaN and infinity. The loader by hand does not.
+
+# %% [markdown]
+# ## 11. Formats, several files, four sizes
+#
+# ### Half the bytes
+#
+# Files in float16 are common. A number keeps 11 bits of its fraction (10, and the leading 1 that is not stored), so
+# rounding moves it by at most one part in 2¹¹. That holds for numbers of at least 2⁻¹⁴; smaller ones lose more.
+
+# %%
+halves = {name: w.half() for name, w in weights.items()}
+w, h = weights["wte.weight"], halves["wte.weight"].float()
+normal = w.abs() >= 2**-14
+worst = ((w - h).abs() / w.abs())[normal].max().item()
+assert worst <= 2**-11
+print("the embedding's largest relative error is at most 2^-11, as the law says")
+
+# %% [markdown]
+# Back to float32 is exact: every float16 is a float32. So loading a float16 file as float32 loses nothing *more*. A
+# whole folder, opened in both formats:
+
+# %%
+theirs.config.save_pretrained(home / "half")
+safetensors.torch.save_file(halves, home / "half" / "model.safetensors", metadata={"format": "pt"})
+as_saved, as_float32 = load_model(home / "half"), load_model(home / "half", dtype=torch.float32)
+for name, w in as_float32.state_dict().items():
+    assert torch.equal(w.half(), as_saved.state_dict()[name])
+size = (home / "half" / "model.safetensors").stat().st_size
+print(as_saved.lm_head.weight.dtype, as_float32.lm_head.weight.dtype, f"{size / len(data):.2f} of the bytes")
+
+# %% [markdown]
+# What did rounding cost?
+
+# %% tags=["volatile"]
+print(f"float32 {loss_of(right):.5f}, from float16 {loss_of(as_float32):.5f} nats per token")
+
+# %% [markdown]
+# ### Several files
+#
+# Large models come in pieces. `model.safetensors.index.json` maps each name to its file, and that is all. Our folder
+# again, in pieces of at most 60,000 bytes:
+
+# %%
+right.save_pretrained(home / "pieces", max_shard_bytes=60_000)
+index = json.loads((home / "pieces" / "model.safetensors.index.json").read_text(encoding="utf-8"))
+print(index["metadata"], f"{len(index['weight_map'])} names in {len(set(index['weight_map'].values()))} files")
+for name in ("transformer.wte.weight", "transformer.h.0.attn.c_attn.weight", "transformer.ln_f.bias"):
+    print(f"{name:36} {index['weight_map'][name]}")
+
+# %% [markdown]
+# Read by hand: each file once, all dictionaries joined.
+
+# %%
+joined = {}
+for file in sorted(set(index["weight_map"].values())):
+    joined |= read_fast((home / "pieces" / file).read_bytes())
+assert joined.keys() == index["weight_map"].keys()
+assert all(torch.equal(joined[name], w) for name, w in back.items())
+print("the pieces are the whole")
+
+# %% [markdown]
+# ### The four published sizes
+#
+# Now the formula of section 3 meets the real ones. Parameters by hand, against a `GPT` on the device meta, which takes
+# no memory:
+
+# %%
+from gpt_model.gpt import GPT2_355M, GPT2_774M, GPT2_1558M
+
+sizes = {"gpt2": GPT2_124M, "gpt2-medium": GPT2_355M, "gpt2-large": GPT2_774M, "gpt2-xl": GPT2_1558M}
+for name, shape_of in sizes.items():
+    with torch.device("meta"):
+        assert GPT(shape_of).n_parameters == count_by_hand(shape_of)
+    gigabytes = [f"{b * count_by_hand(shape_of) / 1e9:5.2f}" for b in (4, 2, 1)]
+    print(f"{name:12} N = {count_by_hand(shape_of):13,}   GB at 4, 2, 1 bytes: {', '.join(gigabytes)}")
+
+# %% [markdown]
+# The hub lists `model.safetensors` of `openai-community/gpt2`, at the commit that this project pins, at 548,105,171
+# bytes, with a header of 14,283. (We looked this up; the notebook cannot fetch it.)
+#
+# **Predict before you run (8).** 4 N is 497,759,232. What are the other fifty million bytes?
+
+# %%
+L, T = GPT2_124M.n_layer, GPT2_124M.context_length
+size = 8 + 14_283 + 4 * (count_by_hand(GPT2_124M) + L * T**2)
+print(f"masks: {4 * L * T**2:,} bytes; all: {size:,}")
+assert size == 548_105_171
+
+# %% [markdown]
+# Twelve triangles of ones: a tenth of the file, and no learning in it.
+
+# %%
+figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+for number, (b, look) in enumerate({4: "black", 2: "0.55", 1: "white"}.items()):
+    heights = [b * count_by_hand(shape_of) / 1e9 for shape_of in sizes.values()]
+    axes.bar(np.arange(4) + 0.27 * (number - 1), heights, 0.26, color=look, edgecolor="black", label=f"{b} bytes")
+axes.set_xticks(range(4), list(sizes))
+axes.set(ylabel="weights (GB)", title="by formula")
+axes.legend(frameon=False, title="a number")
+plt.show()
+
+# %% [markdown]
+# Which fit this machine? The weights once, and leave half of the memory to all else:
+
+# %% tags=["volatile"]
+if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    fit = [name for name, shape_of in sizes.items() if 4 * count_by_hand(shape_of) < memory / 2]
+    print(f"{memory / 1e9:.0f} GB of memory; in float32 these fit:", ", ".join(fit))
+else:
+    print("this system does not tell how much memory it has")
+
+# %% [markdown]
+# ## 12. A name is no address
+#
+# `gpt2` is a name. What it stands for may change tomorrow: a hub is git behind HTTP, and a branch moves. A **commit**
+# does not: its forty digits are computed from its contents. So `hub.py` pins the published models:
+
+# %%
+from gpt_model import hub
+
+for name in ("gpt2", "gpt2-xl", "somebody/model"):
+    print(f"{name:15}", *hub.repository_and_revision(name))
+
+# %% [markdown]
+# A model that is not pinned is what its branch `main` is *now*. For a result that others can repeat, give `revision=`
+# and note it: `pretrained.origin` tells both.
+#
+# The commit says which bytes should come. A **checksum** says whether these bytes came. SHA-256, by hand on our file:
 
 # %% tags=["volatile"]
 import hashlib
 
-flipped = bytearray(data)
-flipped[-1] ^= 1
-for one in (data, bytes(flipped)):
-    print(hashlib.sha256(one).hexdigest()[:16])
+checksum = hashlib.sha256(data).hexdigest()
+print(checksum)
 
 # %% [markdown]
-# **Predict before you run.** The bit that we flipped is the lowest or the highest of some number. Would you have seen
-# it in the text that the model writes? Look at what the last number was and is.
-
-# %% tags=["volatile"]
-before, after = (np.frombuffer(bytes(one)[-4:], "<f4")[0] for one in (data, flipped))
-print(f"{before:.6f} became {after:.6f}")
-
-# %% [markdown]
-# The last byte of a float32 that is stored low byte first holds its sign and most of its exponent: the number became
-# four times as large, or a quarter. Every number in the file is still a proper number. Only the checksum knows.
-
-# %% [markdown]
-# ## 10. What is in such weights?
-#
-# With a real GPT-2 you would look here at what training left in each kind of matrix. We look at the small one that has
-# learned a sentence, beside how it began: the spread of its weights, and how many directions its matrices use.
+# (It depends on somebody's training, so it may differ on your machine.) It equals the project's `sha256_of`. Now
+# one bit of one weight flips, a thousand bytes before the end:
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(6.4, 2.8))
-for name, style in {"attn.c_attn": "-", "attn.c_proj": "--", "mlp.c_fc": ":"}.items():
-    w = learned.get_parameter(f"transformer.h.0.{name}.weight").detach()  # (out, in)
-    axes[0].hist(w.flatten(), bins=20, histtype="step", ls=style, color="black", label=name)
-    axes[1].plot(torch.linalg.svdvals(w), style, color="black", marker="o", ms=3, label=name)
-axes[0].set(xlabel="weight", ylabel="count")
-axes[1].set(xlabel="direction", ylabel="singular value")
-axes[1].legend(fontsize=8)
-figure.tight_layout()
+from utils.files import sha256_of
+
+assert sha256_of(folder / "model.safetensors") == hashlib.sha256(data).hexdigest()
+damaged = bytearray(data)
+damaged[-1000] ^= 1
+changed = sum(not torch.equal(w, weights[name]) for name, w in read_fast(bytes(damaged)).items())
+print(f"length the same: {len(damaged) == len(data)}; tensors that differ: {changed}")
 
 # %% [markdown]
-# ## 11. The real thing
-#
-# With a network, this is all, and it was not run here:
-#
-#     python gpt_model/generate.py --model gpt2 --prompt "The most beautiful equation is"
-#
-# It fetches 548 megabytes once (124 million numbers of 4 bytes, and the masks of twelve blocks of 1,024 × 1,024),
-# checks them, and keeps them. Without a network the error says which command to run elsewhere and where to put the
-# files.
+# It opens, it has the right length, one number is another. Only the checksum sees it:
 
 # %%
-masks = 12 * 1024 * 1024 * 4
-print(f"{(4 * sizes['124M'] + masks) / 1e6:.0f} million bytes")
+bad = hashlib.sha256(damaged).hexdigest()
+digits = sum(one != other for one, other in zip(bad, hashlib.sha256(data).hexdigest()))
+assert digits > 32
+print("one bit of the file, and more than half of the 64 digits are others")
 
 # %% [markdown]
-# ## 12. Exercises
+# `hub.download` compares with what the hub announced, and removes a file that is not it. Small files have git's own
+# checksum there, which is a SHA-1 of the length and the contents. One of the exercises is that comparison. How it
+# behaves when a download breaks off is in `tests/gpt_model/test_hub.py`, against a hub on the same machine.
+
+# %% [markdown]
+# ## 13. A model folder is what we write
 #
-# Each function is checked as you run its cell; the checks know the likely mistakes.
-#
-# **1. `header_of`** (easy, 10 minutes). The header of a safetensors file, from its bytes, as a dictionary, without the
-# entry `__metadata__`.
+# The other direction. `save_pretrained` writes the shape, the weights, the tokenizer, and where it all came from.
 
 # %%
-from gpt_model.exercises.ex08 import check_header_of, check_n_bytes, check_rename, check_turn
+mine = home / "mine"
+right.save_pretrained(mine, tokenizer, {"command": "notebook 08", "data": "a story", "metrics": {"steps": 120}})
+for path in sorted(mine.iterdir()):
+    print(path.name)
+
+# %% [markdown]
+# Without this project: `transformers` opens model and tokenizer, and gives the same ids and logits.
+
+# %%
+opened = transformers.AutoModelForCausalLM.from_pretrained(mine).eval()
+their_tokenizer = transformers.AutoTokenizer.from_pretrained(mine)
+assert their_tokenizer(STORY)["input_ids"] == tokenizer.encode(STORY)
+with torch.no_grad():
+    torch.testing.assert_close(opened(ids).logits, right(ids), atol=1e-4, rtol=1e-4)
+print(f"{type(opened).__name__}: the same {len(tokenizer.encode(STORY))} ids, and the same logits")
+
+# %% [markdown]
+# Weights alone tell nobody what they learned from. The card says what is known, and that the rest is not:
+
+# %%
+card = (mine / "README.md").read_text(encoding="utf-8")
+print("\n".join(line for line in card.splitlines()[8:26] if line))
+
+# %% [markdown]
+# ## 14. For real
+#
+# With a network, and not run here:
+#
+#     python gpt_model/generate.py --model gpt2 --prompt "The keeper of the light"
+#
+# What to expect, from what was computed above: one file of 548 million bytes, fetched once into the cache of
+# `huggingface_hub`, checked, then read from there without a network; 0.50 GB of weights in memory. `gpt2-xl` is the
+# same line with another name, and 6.23 GB in float32. How good the text is was not measured here.
+
+# %% [markdown]
+# ## 15. Exercises
+#
+# Each cell runs as it is, and says what is missing.
+
+# %%
+from gpt_model.exercises.ex08 import (
+    check_is_announced,
+    check_split_heads,
+    check_tensor_bytes,
+    check_to_ours,
+    check_weight_bytes,
+)
 from utils.exercises import attempt
 
-
-def header_of(data): ...
-
-
-attempt(check_header_of, header_of)
-
 # %% [markdown]
-# **2. `rename`** (easy, 10 minutes). From a dictionary with the names of an old file to one with ours: `transformer.`
-# in front where it is not there yet, masks (`.attn.bias`, `.attn.masked_bias`) and `lm_head.weight` left out.
+# **A. Weigh it** (easy, 10 minutes) The bytes of a GPT-2's weights, `b` bytes a number: no header, no masks, and the
+# output matrix is the embedding.
 
 
 # %%
-def rename(weights): ...
+def weight_bytes(vocab_size, context_length, n_layer, d_model, b): ...
 
 
-attempt(check_rename, rename)
+attempt(check_weight_bytes, weight_bytes)
 
 # %% [markdown]
-# **3. `turn`** (medium, 15 minutes). A tensor of the file, by its name, as our model wants it: transposed if it
-# belongs to a Conv1D, as it is if not, and with its rows one after the other in memory (`is_contiguous`).
+# **B. Cut it out** (easy, 10 minutes) `file` holds the bytes of a whole safetensors file. Return the bytes of the
+# tensor of that name, whatever its number format.
 
 
 # %%
-def turn(name, tensor): ...
+def tensor_bytes(file, name): ...
 
 
-attempt(check_turn, turn)
+attempt(check_tensor_bytes, tensor_bytes)
 
 # %% [markdown]
-# **4. `n_bytes`** (medium, 15 minutes). Bytes of the numbers in a published file of GPT-2's layout, from its shape and
-# the bytes of a number: all parameters, the output matrix not among them, and the float32 masks of each block.
+# **C. Theirs to ours** (medium, 15 minutes) A name and a tensor of a published GPT-2, the name with or without
+# `transformer.`. Return our name and our tensor as a pair, or `None` for a mask.
 
 
 # %%
-def n_bytes(vocab_size, context_length, n_layer, d_model, bytes_per_number): ...
+def to_ours(name, tensor): ...
 
 
-attempt(check_n_bytes, n_bytes)
+attempt(check_to_ours, to_ours)
 
 # %% [markdown]
-# <details><summary>Solution: `header_of`</summary>
+# **D. Split the heads** (medium, 15 minutes) `qkv` is (batch, tokens, 3 d), as it comes from `c_attn`. Return queries,
+# keys and values, each (batch, n_head, tokens, head_dim).
+
+
+# %%
+def split_heads(qkv, n_head): ...
+
+
+attempt(check_split_heads, split_heads)
+
+# %% [markdown]
+# **E. As announced?** (hard, 20 minutes) A hub announces 64 digits for a large file, its SHA-256, and 40 for a small
+# one: the SHA-1 of `b"blob <length>\0"` (the length in decimal digits) and the file. `True` if the bytes are what was
+# announced. A checksum of another length is none: `False`.
+
+
+# %%
+def is_announced(data, checksum): ...
+
+
+attempt(check_is_announced, is_announced)
+
+# %% [markdown]
+# ### Solutions
+#
+# <details><summary>Solution: `weight_bytes`</summary>
+#
+# ```python
+# def weight_bytes(vocab_size, context_length, n_layer, d_model, b):
+#     d = d_model
+#     block = 12 * d * d + 9 * d + 4 * d  # matrices, their biases, two norms
+#     return b * ((vocab_size + context_length) * d + n_layer * block + 2 * d)
+# ```
+# </details>
+#
+# <details><summary>Solution: `tensor_bytes`</summary>
 #
 # ```python
 # import json
 # import struct
 #
 #
-# def header_of(data):
-#     (length,) = struct.unpack("<Q", data[:8])
-#     header = json.loads(data[8 : 8 + length])
-#     header.pop("__metadata__", None)
-#     return header
+# def tensor_bytes(file, name):
+#     (length,) = struct.unpack("<Q", file[:8])
+#     begin, end = json.loads(file[8 : 8 + length])[name]["data_offsets"]
+#     return file[8 + length + begin : 8 + length + end]
 # ```
 # </details>
 #
-# <details><summary>Solution: `rename`</summary>
+# <details><summary>Solution: `to_ours`</summary>
 #
 # ```python
-# def rename(weights):
-#     kept = {}
-#     for name, tensor in weights.items():
-#         if name.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight")):
-#             continue
-#         kept[name if name.startswith("transformer.") else f"transformer.{name}"] = tensor
-#     return kept
+# def to_ours(name, tensor):
+#     if name.endswith((".attn.bias", ".attn.masked_bias")):
+#         return None
+#     turned = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+#     ours = name if name.startswith("transformer.") else f"transformer.{name}"
+#     return ours, tensor.T if name.endswith(turned) else tensor
 # ```
 # </details>
 #
-# <details><summary>Solution: `turn`</summary>
+# <details><summary>Solution: `split_heads`</summary>
 #
 # ```python
-# def turn(name, tensor):
-#     conv1d = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-#     return (tensor.T if name.endswith(conv1d) else tensor).contiguous()
+# def split_heads(qkv, n_head):
+#     batch, tokens, width = qkv.shape
+#     head_dim = width // 3 // n_head
+#     parts = qkv.chunk(3, dim=-1)  # each (batch, tokens, d)
+#     return tuple(part.reshape(batch, tokens, n_head, head_dim).transpose(1, 2) for part in parts)
 # ```
 # </details>
 #
-# <details><summary>Solution: `n_bytes`</summary>
+# <details><summary>Solution: `is_announced`</summary>
 #
 # ```python
-# def n_bytes(vocab_size, context_length, n_layer, d_model, bytes_per_number):
-#     block = 12 * d_model**2 + 13 * d_model
-#     numbers = (vocab_size + context_length) * d_model + n_layer * block + 2 * d_model
-#     return numbers * bytes_per_number + n_layer * context_length**2 * 4
+# import hashlib
+#
+#
+# def is_announced(data, checksum):
+#     if len(checksum) == 64:
+#         return hashlib.sha256(data).hexdigest() == checksum
+#     if len(checksum) == 40:
+#         return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == checksum
+#     return False
 # ```
 # </details>
 
 # %% [markdown]
-# ## 13. What to take along
+# ## 16. What you take along
 #
-# - A safetensors file is a length, a JSON header and numbers. A pickle is a program.
-# - Names and shapes catch the loud mistakes. A square matrix on its side, or heads in another order, they do not:
-# compare   logits with another implementation, and the loss with what was published.
-# - Transpose by name, never by shape.
-# - The output matrix of GPT-2 is its embedding, and is not stored.
-# - One copy of the weights is enough: meta device, mapped file, assign.
-# - A name is no address: pin the commit, check the bytes.
+# **Recap**
 #
-# **Pitfalls.** `load_state_dict(strict=False)` is silent about what is missing: the naive loader above needed it for
-# the tied matrix, and would not have noticed a forgotten block. A model that was loaded wrongly still writes.
+# - A safetensors file is 8 bytes of length, a JSON header, and numbers. Nothing in it runs. A pickle is a program.
+# - Names, then shapes, then **meaning**: a tensor can have the right name and shape and still be read wrongly.
+# - GPT-2's four matrices of a block are kept (in, out). Turn them by name. The square one says nothing if you do not.
+# - Queries, keys and values are three parts, each cut into heads. Not the other way round.
+# - The output matrix is the embedding: one tensor, two names, kept once.
+# - bytes = 8 + n + b (V d + T d + L (12 d² + 13 d) + 2 d), and the published file has L masks of T² more.
+# - Loading should hold one copy: shapes on meta, a mapped file, each tensor straight to its place.
+# - A name moves, a commit does not, and a checksum notices one bit.
 #
-# **On other machines.** Nothing here depends on the device. On CUDA, `load_model(..., device="cuda")` moves each
-# tensor as it is read. On Windows a mapped file cannot be deleted while it is open. Neither was run here.
+# **Pitfalls**, each seen above: `strict=False`, which is content with nothing; turning what complains; judging weights
+# by histograms or singular values; judging a loader by the loss of a random model; `assign=True`, which unties; a file
+# of the right length taken for the right file.
 #
-# **The module.** `pretrained.py` decides by name, as we do; this is the whole of its way out:
+# ### Reading guide
+#
+# `pretrained.py` opens with the traps. The decisive function is `from_huggingface`. You have written almost
+# every line of it:
 
 # %%
-import inspect
-
-from gpt_model import pretrained
-
-print(inspect.getsource(pretrained.to_huggingface))
+print(inspect.getsource(from_huggingface))
 
 # %% [markdown]
-# And the toy is the module: our renamed, turned tensors are those that it loads.
+# Find in it: the prefix, the head that must equal the embedding, the masks, `w.T` by name, the comparison of names and
+# shapes, `assign=True` and the line that ties again. That ours equals it was asserted in section 9. The list of names
+# too:
 
 # %%
-for name, parameter in load_model(folder.parent / "ours").named_parameters():
-    tensor = torch.tensor(renamed[name])
-    assert torch.equal(parameter, tensor.T if name.endswith(CONV1D) else tensor)
-print("all", len(renamed), "tensors equal; the file is", CONFIG, "and", WEIGHTS)
+from gpt_model.pretrained import _TRANSPOSED
+
+assert set(CONV1D) == set(_TRANSPOSED)
+print(inspect.getsource(to_huggingface))
 
 # %% [markdown]
-# **Sources.** Radford et al. 2019, *Language Models are Unsupervised Multitask Learners* · the safetensors format,
-# huggingface.co/docs/safetensors · Press and Wolf 2017, *Using the Output Embedding to Improve Language Models*.
+# Then `_place` in the same file, which copies one tensor to where it stays, and `hub._require_announced`.
 #
-# **The next question.** The model is loaded, and gives 50,257 numbers for what comes next. Which token is it to be,
-# and why is the best one not the best? Notebook 09, *the next token*.
+# **CUDA, Apple's MPS, Windows.** All of this ran on a CPU, under Linux. `load_model(folder, device="cuda")` or `"mps"`
+# copies each tensor to the device as it is read; that was not run here. The file is the same for all of them: its
+# numbers have the lowest byte first. MPS has no float64. The peak of section 10 is told by Linux alone. Windows does
+# not delete a file that is still mapped, so the temporary folder may stay (`ignore_cleanup_errors`); and where it
+# allows no symbolic links, the hub's cache does not carry the checksums, and only lengths are compared (`hub.py`).
+#
+# **Sources.** README of `huggingface/safetensors` (the format) · Radford et al. 2019, *Language Models are Unsupervised
+# Multitask Learners* · Press and Wolf 2017, *Using the Output Embedding to Improve Language Models* ·
+# `modeling_gpt2.py` and `modeling_gpt_neox.py` in `transformers` · Mitchell et al. 2019, *Model Cards for Model
+# Reporting*.
+#
+# **The next question.** The model speaks. But we only ever took its most probable id. It gives a probability to *every*
+# id, and a text of most probable ids is not the most probable text, nor the best. Which of them should be next?
+# Notebook 09, `the_next_token`.

@@ -11,9 +11,10 @@ Two traps stand between our tensors and theirs. Their GPT-2 keeps its four matri
 transpose of what `nn.Linear` keeps; and the output matrix is not stored, since it is the embedding. The published
 files add two more: their names may lack the `transformer.` in front, and among them are the causal masks of each block.
 
-Memory while loading holds one copy of the weights. The model is made on the *meta* device, all shape and no numbers;
-the file is mapped, so that its pages come in as they are read and can be dropped again; and each tensor is turned and
-converted on its way into the place where it stays.
+Loading allocates one copy of the weights. The model is made on the *meta* device, all shape and no numbers; the file is
+mapped, so that its pages come in as they are read; and each tensor is turned and converted on its way into the place
+where it stays. Mapped pages count as memory in use until their file is let go, and the system may drop them before
+that: a process that loads a single file shows up to twice its size, and hardly more than once in pieces.
 
 What GPT-2 is not (rotary positions, another attention) has a `model_type` of its own and is kept as it is here, so that
 no other program opens it as something that it is not.

@@ -2,93 +2,169 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from utils.exercises import require_an_answer
 
+Placed = tuple[str, Tensor] | None
 
-def check_header_of(answer: Callable[[bytes], dict[str, Any]]) -> None:
-    """`header_of(data)`: the header of a safetensors file without `__metadata__`."""
-    tensors = {"W": {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]}}
-    for metadata in ({"__metadata__": {"format": "pt"}}, {}):
-        text = json.dumps({**metadata, **tensors}).encode()
-        given = answer(struct.pack("<Q", len(text)) + text + struct.pack("<2f", 1.0, 2.0))
+
+def _three_tensors() -> tuple[bytes, dict[str, bytes]]:
+    """A safetensors file with three tensors, and the bytes of each. The header's order is not that of the numbers."""
+    numbers = {"wpe.weight": b"first: 16 bytes!", "wte.weight": b"second", "ln_f.bias": b"third of them"}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    begin, places = 0, {}
+    for name, data in numbers.items():
+        places[name] = {"dtype": "U8", "shape": [len(data)], "data_offsets": [begin, begin + len(data)]}
+        begin += len(data)
+    text = json.dumps(header | {name: places[name] for name in reversed(places)}).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + b"".join(numbers.values()), numbers
+
+
+def check_tensor_bytes(answer: Callable[[bytes, str], bytes]) -> None:
+    """`tensor_bytes(file, name)`: the bytes of one tensor, cut out of the bytes of a safetensors file."""
+    file, numbers = _three_tensors()
+    (length,) = struct.unpack("<Q", file[:8])
+    for name, right in numbers.items():
+        given = answer(file, name)
         require_an_answer(given)
-        assert isinstance(given, dict), f"return a dictionary, not a {type(given).__name__}: json.loads makes one"
-        assert "__metadata__" not in given, "`__metadata__` is no tensor: take it out"
-        assert given == tensors, f"expected {tensors}, and you have {given}"
-    print("header_of: right")
-
-
-def check_rename(answer: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
-    """`rename(weights)`: the names of our model, without masks and without the output matrix."""
-    one = torch.ones(1)
-    names = ["wte.weight", "h.0.attn.c_attn.bias", "h.0.attn.bias", "h.0.attn.masked_bias", "transformer.wpe.weight"]
-    before = dict.fromkeys([*names, "lm_head.weight"], one)
-    given = answer(dict(before))
-    require_an_answer(given)
-    assert "transformer.h.0.attn.c_attn.bias" in given, (
-        "`attn.c_attn.bias` is a bias and belongs to the model; the mask is called `.attn.bias`, with the dot in front"
-    )
-    assert not any(name.endswith(".attn.bias") for name in given), "a mask, `.attn.bias`, is no weight: leave it out"
-    assert not any("masked_bias" in name for name in given), (
-        "`.attn.masked_bias` is left over from a mask: leave it out"
-    )
-    assert not any("lm_head" in name for name in given), "`lm_head.weight` is the embedding, and is not loaded twice"
-    assert "transformer.transformer.wpe.weight" not in given, "newer files have `transformer.` already: not twice"
-    wanted = {"transformer.wte.weight", "transformer.h.0.attn.c_attn.bias", "transformer.wpe.weight"}
-    assert given.keys() == wanted, f"expected {sorted(wanted)}, and you have {sorted(given)}"
-    print("rename: right")
-
-
-def check_turn(answer: Callable[[str, Tensor], Tensor]) -> None:
-    """`turn(name, tensor)`: transposed where it belongs to a Conv1D, and contiguous."""
-    wide, square = torch.arange(6.0).view(2, 3), torch.arange(9.0).view(3, 3)
-    given = answer("transformer.h.0.attn.c_attn.weight", wide)
-    require_an_answer(given)
-    assert given.shape == (3, 2), (
-        f"a Conv1D keeps (in, out), here (2, 3), and nn.Linear wants (3, 2), not {given.shape}"
-    )
-    assert torch.equal(given, wide.T), (
-        "the shape is right and the numbers are not: .view and .reshape cut the same order into other rows; use .T"
-    )
-    for name in ("attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
-        turned = answer(f"transformer.h.1.{name}.weight", square)
-        assert torch.equal(turned, square.T), (
-            f"{name} belongs to a Conv1D too, and is not turned: decide by the name, since a square shape cannot tell"
+        header = json.loads(file[8 : 8 + length])
+        begin, end = header[name]["data_offsets"]
+        assert given != file[begin:end] or given == right, (
+            "you count the offsets from the file's first byte: they count from the end of the header"
         )
-    for name in ("wte.weight", "wpe.weight"):
-        assert torch.equal(answer(f"transformer.{name}", square), square), f"{name} is an embedding: it stays as it is"
-    bias = torch.arange(3.0)
-    assert torch.equal(answer("transformer.h.0.attn.c_attn.bias", bias), bias), "a bias has nothing to turn"
-    assert answer("transformer.h.0.mlp.c_fc.weight", wide).is_contiguous(), (
-        ".T looks at the same memory in another order: .contiguous() puts the rows one after the other"
-    )
-    print("turn: right")
+        assert given != file[8 + begin : 8 + end], (
+            "you skip the 8 bytes of the length and not the header: the numbers begin behind both"
+        )
+        assert given != file[length + begin : length + end], (
+            "the numbers begin at 8 + length: the 8 bytes of the length are not part of the header"
+        )
+        assert given != file[8 + length + begin : 8 + length + begin + end] or given == right, (
+            "the second offset is where the tensor ends, not how long it is"
+        )
+        assert bytes(given) == right, f"{name}: expected {right!r}, and you have {bytes(given)!r}"
+    print("tensor_bytes: right")
 
 
-def check_n_bytes(answer: Callable[[int, int, int, int, int], int]) -> None:
-    """`n_bytes(vocab_size, context_length, n_layer, d_model, bytes_per_number)` of a published file."""
-    vocab_size, context, n_layer, d = 50257, 1024, 12, 768
-    given = answer(vocab_size, context, n_layer, d, 4)
+def check_to_ours(answer: Callable[[str, Tensor], Placed]) -> None:
+    """`to_ours(name, tensor)`: our name and tensor for one of a published GPT-2; None for a mask."""
+    square, wide, row = torch.arange(16.0).view(4, 4), torch.arange(48.0).view(4, 12), torch.arange(4.0)
+    require_an_answer(answer("h.0.attn.c_attn.weight", wide))
+    for name, tensor, turned in [
+        ("h.0.attn.c_attn.weight", wide, True),
+        ("h.0.attn.c_proj.weight", square, True),
+        ("h.0.mlp.c_fc.weight", wide, True),
+        ("h.1.mlp.c_proj.weight", wide.T.contiguous(), True),
+        ("wte.weight", wide, False),
+        ("wpe.weight", wide, False),
+        ("h.0.attn.c_proj.bias", row, False),
+        ("h.0.attn.c_attn.bias", row, False),
+        ("transformer.ln_f.weight", row, False),
+        ("transformer.h.0.attn.c_proj.weight", square, True),
+    ]:
+        given = answer(name, tensor)
+        assert given is not None, f"{name} is a weight, and you leave it out: masks end in .attn.bias"
+        ours, value = given
+        assert not ours.startswith("transformer.transformer."), f"{name} has its prefix already: add it where it lacks"
+        assert ours == "transformer." + name.removeprefix("transformer."), (
+            f"{name} is called transformer.{name.removeprefix('transformer.')} here, and you call it {ours}"
+        )
+        if not turned:
+            assert torch.equal(value, tensor), f"{name} is an embedding, a bias or a norm: those are not turned"
+            continue
+        assert value.shape == tensor.T.shape, f"{name} must be turned: theirs is (in, out), nn.Linear's (out, in)"
+        if tensor.shape[0] == tensor.shape[1]:
+            assert not torch.equal(value, tensor), f"{name} is square: its shape tells nothing, and it is turned too"
+        assert torch.equal(value, tensor.T), f"{name}: to turn is .T; a view or reshape mixes the numbers"
+    for name in ("h.0.attn.bias", "transformer.h.11.attn.bias", "h.3.attn.masked_bias"):
+        assert answer(name, torch.ones(1, 1, 4, 4)) is None, f"{name} is a mask, not a weight: return None"
+    print("to_ours: right")
+
+
+def check_split_heads(answer: Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]]) -> None:
+    """`split_heads(qkv, n_head)`: queries, keys and values, each (batch, n_head, tokens, head_dim)."""
+    batch, tokens, d, heads = 2, 5, 12, 3
+    qkv = torch.arange(batch * tokens * 3 * d).view(batch, tokens, 3 * d)
+    given = answer(qkv, heads)
     require_an_answer(given)
-    embeddings, block, last = (vocab_size + context) * d, 12 * d * d + 13 * d, 2 * d
-    weights, masks = embeddings + n_layer * block + last, n_layer * context**2
-    assert given != weights, "that is the number of numbers: each has 4 bytes, and the masks are missing"
-    assert given != 4 * weights, "the masks are missing: context_length² numbers in each block"
-    assert given != 4 * (weights + masks + vocab_size * d), "the output matrix is the embedding, and stored once"
-    assert given != 4 * (weights - last + masks), "the last norm is missing: 2 · d_model numbers"
-    assert given != 4 * (embeddings + n_layer * 12 * d * d + last + masks), (
-        "biases and norms of the blocks are missing: 13 · d_model numbers in each"
+    size = (batch, heads, tokens, d // heads)
+    assert len(given) == 3, f"three tensors are asked for, and you return {len(given)}"
+    for part, name in zip(given, ("queries", "keys", "values"), strict=True):
+        assert part.shape != (batch, tokens, heads, d // heads), (
+            f"the {name} are {tuple(part.shape)}: heads come before tokens, so transpose(1, 2) is missing"
+        )
+        assert part.shape == size, f"the {name} are {tuple(part.shape)}, not {size}"
+    right = [part.view(batch, tokens, heads, d // heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1)]
+    mixed = qkv.view(batch, tokens, heads, 3, d // heads)
+    assert not torch.equal(given[0], mixed[:, :, :, 0].transpose(1, 2)), (
+        "you read head by head, q k v of each: GPT-2 keeps all queries first, then all keys, then all values"
     )
-    assert given == 4 * (weights + masks), f"expected {4 * (weights + masks):,}, and you have {given:,}"
-    half = answer(vocab_size, context, n_layer, d, 2)
-    assert half != 2 * (weights + masks), "the masks are float32 whatever the weights are: 4 bytes a number"
-    assert half == 2 * weights + 4 * masks, f"with 2 bytes: {2 * weights + 4 * masks:,}, and you have {half:,}"
-    print("n_bytes: right")
+    assert not torch.equal(given[0], qkv.chunk(3, dim=-1)[0].reshape(size)), (
+        "a view straight to (batch, n_head, tokens, head_dim) gives a head other tokens' numbers: "
+        "view as (batch, tokens, n_head, head_dim), then transpose"
+    )
+    dealt = qkv.view(batch, tokens, 3, d // heads, heads).permute(2, 0, 4, 1, 3)
+    assert not torch.equal(given[0], dealt[0]), (
+        "you deal the numbers out to the heads in turn: a head's numbers stand side by side"
+    )
+    for place, (part, expected) in enumerate(zip(given, right, strict=True)):
+        others = [i for i in range(3) if i != place and torch.equal(part, right[i])]
+        assert not others, "the three are in another order: queries, then keys, then values"
+        assert torch.equal(part, expected), f"part {place} of queries, keys, values has other numbers than expected"
+    print("split_heads: right")
+
+
+def check_weight_bytes(answer: Callable[[int, int, int, int, int], int]) -> None:
+    """`weight_bytes(vocab_size, context_length, n_layer, d_model, b)`: of a GPT-2's weights, b bytes a number."""
+    require_an_answer(answer(50257, 1024, 12, 768, 4))
+    cases = [(50257, 1024, 12, 768, 4), (100, 8, 2, 4, 2), (300, 64, 3, 16, 1)]
+    given = [answer(*case) for case in cases]
+
+    def right(v: int, t: int, n: int, d: int, b: int) -> int:
+        return b * (v * d + t * d + n * (12 * d * d + 13 * d) + 2 * d)
+
+    def all_are(change: Callable[[int, int, int, int, int], int]) -> bool:
+        return given == [right(*case) + change(*case) for case in cases]
+
+    assert not all_are(lambda v, t, n, d, b: b * v * d), (
+        "the output matrix is the embedding: one tensor with two names is kept once"
+    )
+    assert not all_are(lambda v, t, n, d, b: -b * t * d), "the table of positions is missing: context_length rows"
+    assert not all_are(lambda v, t, n, d, b: -b * n * 9 * d), "each of a block's four matrices has a bias: 9 d in all"
+    assert not all_are(lambda v, t, n, d, b: -b * (4 * n * d + 2 * d)), (
+        "the norms are missing: a weight and a bias each, two in a block and one at the end"
+    )
+    assert not all_are(lambda v, t, n, d, b: -b * 2 * d), "the last norm is missing: 2 d numbers after the blocks"
+    assert not all_are(lambda v, t, n, d, b: b * n * t * t), "the masks are no weights: nothing is learned in them"
+    assert given != [right(*case) // case[-1] for case in cases], "that is how many numbers: each takes b bytes"
+    assert given != [8 * right(*case) for case in cases], "that is bits: b is bytes already"
+    for case, value in zip(cases, given, strict=True):
+        assert value == right(*case), f"weight_bytes{case} is {right(*case):,}, and you have {value:,}"
+    print("weight_bytes: right")
+
+
+def check_is_announced(answer: Callable[[bytes, str], bool]) -> None:
+    """`is_announced(data, checksum)`: 64 digits are the SHA-256 of the file, 40 are git's name for it."""
+    data = b'{"n_layer": 12}'
+    large = hashlib.sha256(data).hexdigest()
+    small = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    bare = hashlib.sha1(data, usedforsecurity=False).hexdigest()
+    require_an_answer(answer(data, large))
+    assert answer(data, large), "64 digits are the SHA-256 of the bytes, and you say that they do not match"
+    flipped = bytes([data[0] ^ 1]) + data[1:]
+    assert not answer(flipped, large), "one bit has been flipped, and you say that the file is as announced"
+    assert not answer(flipped, small), "one bit has been flipped, and you say that the file is as announced"
+    assert not answer(data, bare), "git does not hash the bare file: b'blob <length>\\0' goes in front"
+    assert answer(data, small), "40 digits are git's: the SHA-1 of b'blob <length>\\0' and the file, length in decimal"
+    same_start = large[:8] + small[8:] + large[40:]
+    assert not answer(data, same_start), "the first digits are not enough: compare all of them"
+    for short in ("", large[:12]):
+        assert answer(data, short) is False, "a checksum of another length is none: return False, do not trust the file"
+    print("is_announced: right")
