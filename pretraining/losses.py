@@ -1,0 +1,131 @@
+"""The loss, in chunks: the largest tensor of the training step, never made.
+
+After the last block, N vectors of d numbers are compared with V tokens. Plainly:
+
+    logits = hidden · Wᵀ            (N, V)   in the precision of the products
+    loss   = Σ logsumexp(logits) - logits[target]      in float32, and so a copy of all of it; the gradient is another
+
+With GPT-2's vocabulary, N = 16 × 1024 tokens have 823 million logits: 3.3 GB a copy, more than all else in the step.
+But nobody needs them at once. The loss is a sum over tokens, and its gradient by the logits of one token is
+
+    softmax(logits) - onehot(target)
+
+which is known as soon as the logits are. So a chunk of tokens is carried all the way (logits, loss, gradient by the
+hidden vectors, its share of the gradient by W) before the next begins, and one chunk of logits is all that ever exists.
+The price is that the gradient is computed in the forward pass; what backward adds is a multiplication.
+
+This is the idea of Liger's fused kernel (Hsu et al. 2024, section 3.2, "FusedLinearCrossEntropy") in plain PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORE = -100  # a target that is not asked for: torch's own convention
+
+
+def softcap(logits: Tensor, cap: float | None) -> Tensor:
+    """cap · tanh(logits / cap): about the same near zero, never beyond ±cap (Riviere et al. 2024, section 2)."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _loss_and_gradient(logits: Tensor, targets: Tensor, cap: float | None) -> tuple[Tensor, Tensor]:
+    """(sum of the losses, their gradient by `logits`) of one chunk: (tokens, vocab_size) and (tokens,)."""
+    y = softcap(logits.float(), cap)  # (tokens, vocab_size)
+    asked = targets != IGNORE  # (tokens,)
+    index = targets.clamp(min=0).unsqueeze(1)  # (tokens, 1)
+    total = torch.logsumexp(y, dim=1, keepdim=True)  # (tokens, 1)
+    loss = ((total - y.gather(1, index)).squeeze(1) * asked).sum()
+    gradient = torch.exp(y - total)  # softmax
+    gradient = gradient.scatter_add(1, index, gradient.new_full(index.shape, -1.0))
+    if cap is not None:
+        gradient = gradient * (1 - (y / cap) ** 2)  # d tanh(z) = 1 - tanh(z)²
+    return loss, gradient * asked.unsqueeze(1)
+
+
+def _loss(logits: Tensor, targets: Tensor, cap: float | None) -> Tensor:
+    y = softcap(logits.float(), cap)
+    return torch.nn.functional.cross_entropy(y, targets, reduction="sum", ignore_index=IGNORE)
+
+
+_compiled: Any = None
+
+
+def compile_loss() -> None:
+    """From now on the elementwise part of a chunk runs as one kernel, made by `torch.compile`."""
+    global _compiled
+    _compiled = _compiled or torch.compile(_loss_and_gradient, dynamic=False)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, cap: float | None, dtype: torch.dtype
+    ) -> Tensor:
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        cast = weight.to(dtype)  # (vocab_size, d_model)
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        by_hidden = torch.empty_like(hidden) if need_hidden else None
+        by_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        kernel = _compiled or _loss_and_gradient
+        for start in range(0, len(hidden), chunk):
+            h, t = hidden[start : start + chunk].to(dtype), targets[start : start + chunk]  # (chunk, d_model), (chunk,)
+            logits = h @ cast.mT  # (chunk, vocab_size)
+            if by_hidden is None and by_weight is None:
+                loss += _loss(logits, t, cap)
+                continue
+            part, gradient = kernel(logits, t, cap)
+            loss += part
+            gradient = gradient.to(dtype)  # (chunk, vocab_size), between -1 and 1, so that half precision holds it
+            if by_hidden is not None:
+                by_hidden[start : start + chunk] = gradient @ cast
+            if by_weight is not None and dtype == torch.float32:
+                by_weight.addmm_(gradient.mT, h)
+            elif by_weight is not None:
+                by_weight += gradient.mT @ h
+        ctx.save_for_backward(by_hidden, by_weight)
+        ctx.weight_dtype = weight.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        by_hidden, by_weight = ctx.saved_tensors
+        return (
+            None if by_hidden is None else by_hidden * gradient.to(by_hidden.dtype),
+            None if by_weight is None else (by_weight * gradient).to(ctx.weight_dtype),
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+def chunked_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int = 1024, cap: float | None = None
+) -> Tensor:
+    """The sum of the losses of `hidden · weightᵀ` against `targets`, in nats; float32, whatever the products are.
+
+    Equal to `F.cross_entropy(hidden @ weight.T, targets, reduction="sum")` and its gradients, but for rounding. Under
+    autocast the products have autocast's format. Gradients of gradients are not offered.
+
+    Args:
+        hidden: (tokens, d_model).
+        weight: (vocab_size, d_model).
+        targets: int64 (tokens,); `IGNORE` where nothing is asked.
+        chunk_tokens: rows of logits that exist at a time.
+        cap: see `softcap`.
+
+    Raises:
+        ValueError: shapes do not fit, or a chunk has no token.
+    """
+    if hidden.ndim != 2 or targets.shape != hidden.shape[:1] or weight.shape[1:] != hidden.shape[1:]:
+        shapes = f"{tuple(hidden.shape)}, {tuple(weight.shape)} and {tuple(targets.shape)}"
+        raise ValueError(f"expected (tokens, d_model), (vocab_size, d_model) and (tokens,), got {shapes}")
+    if chunk_tokens < 1:
+        raise ValueError(f"a chunk must have at least 1 token, got {chunk_tokens}")
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    return _ChunkedCrossEntropy.apply(hidden, weight, targets, chunk_tokens, cap, dtype)

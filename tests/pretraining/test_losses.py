@@ -1,0 +1,99 @@
+"""The chunked loss against `F.cross_entropy` on all logits: value, gradients, and the memory that it saves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pretraining.losses import IGNORE, chunked_cross_entropy, softcap
+
+
+def made(tokens, d_model=8, vocab_size=30, dtype=torch.float64, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(tokens, d_model, generator=random, dtype=dtype, requires_grad=True)
+    weight = torch.randn(vocab_size, d_model, generator=random, dtype=dtype, requires_grad=True)
+    targets = torch.randint(0, vocab_size, (tokens,), generator=random)
+    targets[torch.rand(tokens, generator=random) < 0.3] = IGNORE
+    return hidden, weight, targets
+
+
+@given(st.integers(1, 20), st.integers(1, 25), st.sampled_from([None, 1.0, 15.0]), st.integers(0, 5))
+def test_loss_and_gradients_equal_the_plain_ones(tokens, chunk, cap, seed):
+    hidden, weight, targets = made(tokens, dtype=torch.float32, seed=seed)
+    ours = chunked_cross_entropy(hidden, weight, targets, chunk, cap)
+    plain = F.cross_entropy(softcap(hidden @ weight.T, cap), targets, reduction="sum", ignore_index=IGNORE)
+    torch.testing.assert_close(ours, plain)
+    factor = 0.37  # as dividing by the number of targets does
+    ours_gradients = torch.autograd.grad(factor * ours, (hidden, weight))
+    for a, b in zip(ours_gradients, torch.autograd.grad(factor * plain, (hidden, weight)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_equals_torch_s_own_chunked_loss():
+    hidden, weight, targets = made(64, dtype=torch.float32)
+    options = torch.nn.LinearCrossEntropyOptions()
+    theirs = F.linear_cross_entropy(hidden, weight, targets, reduction="sum", ignore_index=IGNORE, options=options)
+    torch.testing.assert_close(chunked_cross_entropy(hidden, weight, targets, 16), theirs)
+
+
+def test_only_what_is_asked_for_gets_a_gradient():
+    hidden, weight, targets = made(10, dtype=torch.float32)
+    assert torch.autograd.grad(chunked_cross_entropy(hidden, weight.detach(), targets, 3), hidden)[0].norm() > 0
+    assert torch.autograd.grad(chunked_cross_entropy(hidden.detach(), weight, targets, 3), weight)[0].norm() > 0
+    with torch.no_grad():
+        assert not chunked_cross_entropy(hidden, weight, targets, 3).requires_grad
+
+
+def test_under_autocast_products_are_halved_and_sums_are_not():
+    hidden, weight, targets = made(100, 64, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = chunked_cross_entropy(hidden, weight, targets, 16)
+    whole = chunked_cross_entropy(hidden, weight, targets, 16)
+    assert half.dtype == torch.float32
+    assert half != whole
+    torch.testing.assert_close(half, whole, rtol=0.01, atol=0)
+    a, b = torch.autograd.grad(half, weight)[0], torch.autograd.grad(whole, weight)[0]
+    assert a.dtype == torch.float32
+    assert (a - b).norm() < 0.02 * b.norm()
+
+
+def test_wrong_shapes_are_refused():
+    hidden, weight, targets = made(4)
+    with pytest.raises(ValueError, match="expected"):
+        chunked_cross_entropy(hidden, weight.T, targets)
+    with pytest.raises(ValueError, match="expected"):
+        chunked_cross_entropy(hidden[None], weight, targets)
+    with pytest.raises(ValueError, match="at least 1"):
+        chunked_cross_entropy(hidden, weight, targets, 0)
+
+
+PEAK = """
+import resource, sys, torch, torch.nn.functional as F
+from pretraining.losses import chunked_cross_entropy
+hidden, weight = torch.randn(4096, 16, requires_grad=True), torch.randn(50257, 16, requires_grad=True)
+targets = torch.randint(0, 50257, (4096,))
+F.cross_entropy(hidden[:8] @ weight.T, targets[:8]).backward()  # so that what torch itself takes is there already
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if sys.argv[1] == "plain":
+    F.cross_entropy(hidden @ weight.T, targets, reduction="sum").backward()
+else:
+    chunked_cross_entropy(hidden, weight, targets, 256).backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts kibibytes on Linux")
+def test_the_peak_at_gpt2_s_vocabulary_is_a_third_at_most():
+    peak = {
+        name: int(subprocess.run([sys.executable, "-c", PEAK, name], capture_output=True, text=True, check=True).stdout)
+        for name in ("plain", "chunked")
+    }
+    logits = 4096 * 50257 * 4 / 1024
+    assert peak["plain"] > 1.9 * logits  # logits, and their gradient
+    assert peak["chunked"] * 3 < peak["plain"], peak
