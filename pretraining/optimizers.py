@@ -6,7 +6,7 @@ keeps two numbers a parameter, more bytes than the model itself.
 That treats a matrix as a bag of numbers. Muon (Jordan et al. 2024) takes the momentum of a whole matrix and puts the
 nearest orthogonal one in its place: with the singular value decomposition M = U S Vᵀ, the step is U Vᵀ. So every
 direction learns at one speed, where plain momentum spends nearly all on the few largest. A decomposition would be slow;
-five rounds of an odd polynomial, which pushes every singular value towards 1, need matrix products only (Newton-Schulz).
+five rounds of an odd polynomial, which pushes all singular values towards 1, need matrix products only (Newton-Schulz).
 One number a parameter is kept. Embeddings, biases and norms are no maps from vectors to vectors, and stay with AdamW.
 
 GaLore (Zhao et al. 2024) saves memory the other way: the gradient of a matrix is projected on its `rank` largest

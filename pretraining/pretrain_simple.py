@@ -143,7 +143,7 @@ def make_model(options: PretrainSimple, shards: TokenShards) -> GPT:
     """A new model of the shape that the flags tell, or the one to begin from."""
     refuse_flags_without_meaning(options)
     if options.from_model is not None:
-        model = load_model(options.from_model)
+        model = load_model(options.from_model, dtype=torch.float32)
         if load_tokenizer(options.from_model).ranks != shards.tokenizer.ranks:
             raise UserError(f"{options.from_model} has another tokenizer than the tokens in {options.data}")
         if model.config.context_length < options.context_length:
@@ -201,9 +201,8 @@ def main(options: PretrainSimple) -> None:
     )
     print(f"{model.n_parameters:,} parameters on {describe_device(device, options.precision)}")
     limit = f", or {options.max_minutes:g} minutes if those are over first" if options.max_minutes else ""
-    print(
-        f"{options.steps:,} steps of {tokens_per_step:,} tokens{limit}; one epoch is {batches.steps_per_epoch:,} steps"
-    )
+    epoch = f"one epoch is {batches.steps_per_epoch:,.0f} steps"
+    print(f"{options.steps:,} steps of {tokens_per_step:,} tokens{limit}; {epoch}")
 
     def progress_at(step: float) -> float:
         """How far the run is, from 0 to 1: by steps or by time, whichever is further."""

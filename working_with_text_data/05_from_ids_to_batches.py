@@ -464,7 +464,14 @@ print(len(documents), "documents,", len(train_texts), "for training;", V, "ids i
 import os
 import tempfile
 
-from working_with_text_data.token_shards import Batches, TokenShards, evaluation_windows, token_dtype, write_shards
+from working_with_text_data.token_shards import (
+    IGNORE,
+    Batches,
+    TokenShards,
+    evaluation_windows,
+    token_dtype,
+    write_shards,
+)
 
 temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
 folder = os.path.join(temporary.name, "tokens")
@@ -555,15 +562,23 @@ except ValueError as error:
 # A run that was stopped at step 6,000 must go on with batch 6,000, not with batch 0. A `DataLoader` would have to be
 # wound forward. `Batches` is asked: `batch(step)` is a function of the seed and the step, and of nothing else.
 #
+# And every id should be asked for: once an epoch, no more, no less. Section 2's windows leave out the first id, which
+# has nothing before it, and what does not fill a window at the end. `Batches` loses none. It bends the row into a
+# **ring**: the first id follows the last, which is an `<|endoftext|>`, as after any document. And where T does not
+# divide N, the last window around the ring asks for fewer: the targets that are too many are set to -100, which
+# PyTorch's cross-entropy passes over.
+#
 # A toy again, with ids that are their own places, so that every batch says where it was cut.
 
 # %%
 toy = Batches([np.arange(27)], context_length=4, batch_size=2, seed=0)
-x, y = toy.batch(0)  # int64, (B, T) each
-print(x, "are read\n")
-print(y, "are asked for")
+for step in range(4):
+    x, y = toy.batch(step)  # int64, (B, T) each
+    print(f"step {step}: {x.tolist()} are read, {y.tolist()} are asked for")
 
 # %% [markdown]
+# Find the window that goes around the end of the row, and the short one. (They may be the same.)
+#
 # ### Resume
 #
 # **Predict before you run.** One run goes from step 0 to step 9. Another is started anew and asked for step 6 first.
@@ -576,8 +591,10 @@ same = [np.array_equal(resumed.batch(step), whole[step]) for step in (6, 7, 8, 9
 print(same)
 
 # %% [markdown]
-# Any order, any step. The order of an epoch is drawn from `(seed, epoch)`, and `divmod(step, steps_per_epoch)` says
-# which epoch it is. Nothing has to be saved in a checkpoint but the number of the step.
+# Any order, any step. `divmod(windows before it, windows an epoch)` says which epoch a window belongs to, and the
+# order of that epoch is drawn from `(seed, epoch)`. Nothing has to be saved in a checkpoint but the number of the
+# step. Epochs follow each other without a gap: 27 ids are 7 windows, so step 3 had the last of one epoch and the first
+# of the next.
 #
 # ### Other cuts each epoch
 #
@@ -588,59 +605,54 @@ print(same)
 N, T = 42, 8
 long_toy = Batches([np.arange(N)], T, batch_size=1, seed=8)
 figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
-for step in range(4 * long_toy.steps_per_epoch):
-    x, y = long_toy.batch(step)
-    epoch = step // long_toy.steps_per_epoch
-    axes.barh(epoch, T, left=y[0, 0] - 0.5, height=0.7, color="0.8", edgecolor="black")
+for step in range(4 * long_toy.windows):
+    _, y = long_toy.batch(step)
+    asked = y[y != IGNORE]
+    axes.barh(step // long_toy.windows, 1, left=asked - 0.5, height=0.7, color="0.85")
+    axes.plot(asked[[0, 0]] - 0.5, step // long_toy.windows + np.array([-0.35, 0.35]), "k-")  # where it was cut
 axes.set(xlabel="place of the target (ids)", ylabel="epoch (number)", yticks=range(4), xlim=(-1, N), ylim=(3.6, -0.6))
 plt.show()
 
 # %% [markdown]
-# The boxes of one row never overlap: no id is a target twice in an epoch. The price is seen, too: what does not fill a
-# window at either end waits for another epoch. Over many epochs the ends come less often than the middle:
+# Each line is where a window begins. All of each row is grey. **Predict before you run.** How often has each id been
+# asked for after 200 epochs?
 
 # %%
 times = np.zeros(N, int)
-for step in range(200 * long_toy.steps_per_epoch):
-    times[long_toy.batch(step)[1]] += 1
+for step in range(200 * long_toy.windows):
+    _, y = long_toy.batch(step)
+    np.add.at(times, y[y != IGNORE], 1)
 print("of 200 epochs, each id was asked for in\n", times)
-print("never at the end:", (times[1:] == 0).sum(), "ids; 1 + (N - 1) mod T =", 1 + (N - 1) % T)
 
 # %% [markdown]
-# The first id has nothing before it. And no offset reaches the last 1 + (N - 1) mod T ids of a shard, at most T of
-# them. That is the price of simple arithmetic: a shard of a million ids and a T of 1,000 lose one in a thousand
-# at the most.
-#
-# Are these windows those of section 2? Slices by hand, begun at the epoch's offset, must be the same set.
+# Are these windows those of section 2? Bend the row by hand: twice the row, behind each other. Slices of that, begun at
+# the epoch's offset, must be the same set.
 
 # %%
 for epoch in range(20):
-    steps = range(epoch * long_toy.steps_per_epoch, (epoch + 1) * long_toy.steps_per_epoch)
-    cut = sorted(long_toy.batch(step)[0][0].tolist() for step in steps)
-    by_hand = [x for x, _ in windows_by_hand(list(range(cut[0][0], N)), T, T)]
-    assert cut == by_hand[: long_toy.windows]
+    steps = range(epoch * long_toy.windows, (epoch + 1) * long_toy.windows)
+    cut = {tuple(long_toy.batch(step)[0][0]) for step in steps}
+    by_hand = [tuple(x) for x, _ in windows_by_hand(2 * list(range(N)), T, T)]
+    shifted = [{tuple((i + offset) % N for i in x) for x in by_hand[: long_toy.windows]} for offset in range(T)]
+    assert cut in shifted
 print("20 epochs: Batches = slices by hand")
 
 # %% [markdown]
 # ### What an epoch costs, in numbers
 #
-# A shard of n ids gives one window fewer than fit, so that every offset has room. Windows never cross from one file to
-# the next. A batch that would not be full is left out:
+# $$W=\left\lceil\frac{N}{T}\right\rceil,\qquad
+# \text{steps}=\frac{W}{B},\qquad \text{bytes on disk}=N\cdot\text{itemsize}$$
 #
-# $$W=\sum_\text{shards}\left(\left\lfloor\frac{n-1}{T}\right\rfloor-1\right),\qquad
-# \text{steps}=\left\lfloor\frac{W}{B}\right\rfloor,\qquad \text{bytes on disk}=N\cdot\text{itemsize}$$
-#
-# By the formula, and as measured on the tales:
+# with all shards in one ring of N ids. By the formula, and as measured on the tales:
 
 # %%
 T, B = 128, 16
-lengths = [shard["tokens"] for shard in manifest["train"]["shards"]]
-W = sum((n - 1) // T - 1 for n in lengths)
+N = sum(shard["tokens"] for shard in manifest["train"]["shards"])
 batches = Batches(shards.arrays["train"], T, B, seed=0)
 size = sum(array.nbytes for array in shards.arrays["train"])
-print(f"windows  {W}  {batches.windows}")
-print(f"steps    {W // B}  {batches.steps_per_epoch}")
-print(f"bytes    {sum(lengths) * 2}  {size}")
+print(f"windows  {math.ceil(N / T)}  {batches.windows}")
+print(f"steps    {math.ceil(N / T) / B}  {batches.steps_per_epoch}")
+print(f"bytes    {N * 2}  {size}")
 
 # %% [markdown]
 # ### Naive and fast
@@ -657,17 +669,20 @@ def naive_batch(row, starts):
     return x, y
 
 
-ids_list, array = expected, np.array(expected, token_dtype(V))
+ids_list, array = expected + expected[: T + 1], np.array(expected, token_dtype(V))  # the list: bent, as far as needed
 fast, places = Batches([array], T, B, seed=0), Batches([np.arange(len(array))], T, B, seed=0)
-starts_of = [places.batch(step)[0][:, 0].tolist() for step in range(fast.steps_per_epoch)]
+starts_of = [places.batch(step)[0][:, 0].tolist() for step in range(int(fast.steps_per_epoch))]
 
 # %% [markdown]
-# Equality first. Every batch of an epoch, every id, by slices of a plain list and by the module:
+# Equality first. Every batch of an epoch, every id that is read or asked for, by slices of a plain list and by the
+# module:
 
 # %%
 for step, begin in enumerate(starts_of):
     x, y = naive_batch(ids_list, begin)
-    assert np.array_equal(x, fast.batch(step)[0]) and np.array_equal(y, fast.batch(step)[1])
+    fast_x, fast_y = fast.batch(step)
+    asked = fast_y != IGNORE
+    assert np.array_equal(x, fast_x) and np.array_equal(y.numpy()[asked], fast_y[asked])
 print(len(starts_of), "batches of", (B, T), "are equal")
 
 # %% [markdown]
@@ -711,6 +726,7 @@ print(
 
 # %%
 x, y = (torch.from_numpy(part) for part in batches.batch(0))  # (B, T) each
+assert (y != IGNORE).all()  # the short window is in another batch
 logits = torch.zeros(B, T, V)  # all equal: the softmax of each row is 1 / V
 loss = F.cross_entropy(logits.flatten(0, 1), y.flatten())  # (B * T, V) and (B * T,)
 by_hand = -sum(math.log(1 / V) for _ in y.flatten()) / y.numel()
@@ -780,10 +796,19 @@ for shift in (1, 2, 4, 0):
 # %% [markdown]
 # Now the module. The walk goes through `Batches`, and whoever wrote the targets there is measured by ln 2.
 
+
+
 # %%
+def whole_windows(batches):
+    """All windows of an epoch but the short one: inputs and targets, (W, T) each."""
+    epoch = [batches.batch(step) for step in range(int(batches.steps_per_epoch))]
+    x, y = (torch.from_numpy(np.concatenate(part)) for part in zip(*epoch, strict=True))
+    asked = (y != IGNORE).all(1)
+    return x[asked], y[asked]
+
+
 walk_batches = Batches([walk.numpy()], context_length=32, batch_size=8)
-some = [walk_batches.batch(step) for step in range(walk_batches.steps_per_epoch)]
-x, y = (torch.from_numpy(np.concatenate(part)) for part in zip(*some, strict=True))  # (W, 32) each
+x, y = whole_windows(walk_batches)  # (W, 32) each
 print(f"Batches: {loss_of(log_probabilities(count_pairs(x, y, 16)), x, y):.2f}, ln 2 = {math.log(2):.2f}")
 
 # %% [markdown]
@@ -804,8 +829,7 @@ print(f"target 1 before: {loss_of(log_probabilities(count_pairs(x, y, 16)), x, y
 # Count pairs on one epoch of training batches. Then measure on the validation tales, in fixed windows side by side.
 
 # %%
-epoch = [batches.batch(step) for step in range(batches.steps_per_epoch)]
-train_x, train_y = (torch.from_numpy(np.concatenate(part)) for part in zip(*epoch, strict=True))  # (W, T) each
+train_x, train_y = whole_windows(batches)  # (W, T) each
 held = torch.from_numpy(evaluation_windows(shards.arrays["validation"], T))  # (windows, T + 1)
 log_p = log_probabilities(count_pairs(train_x, train_y, V))
 bigram_loss = loss_of(log_p, held[:, :-1], held[:, 1:])
@@ -1142,7 +1166,7 @@ attempt(check_batch_at, batch_at)
 # - `<|endoftext|>` follows every document. Without it, questions cross borders that nobody can see.
 # - Validation is made of whole documents. Otherwise the report is better than the model.
 # - On disk: N · 2 or N · 4 bytes, the tokenizer with them, its fingerprint in the manifest.
-# - A batch is a function of (seed, step). So a run can go on where it stopped.
+# - A batch is a function of (seed, step). So a run can go on where it stopped. Each id is asked for once an epoch.
 # - Knowing nothing costs ln V. Below it, look twice: a wrong shift can be there, too.
 #
 # **Pitfalls**, each seen above: a stride above T (gaps); writing into a view (neighbours change); joining without ends;
@@ -1161,14 +1185,15 @@ print(inspect.getsource(SlidingWindows.__getitem__))
 
 # %% [markdown]
 # In `token_shards.py`, read `write_shards` first (section 7), then `TokenShards.open` (the checks), then `Batches`.
-# Here is its heart. `divmod` finds the epoch, `(self.seed, epoch)` decides the offset and the order, and `[:, :-1]` and
-# `[:, 1:]` are the shift.
+# Here is its heart. `divmod` finds the epoch of each window, and ranks (several processes that learn together, chapter
+# 4) get a slice of the batch each.
 
 # %%
 print(inspect.getsource(Batches.batch))
 
 # %% [markdown]
-# And how a row of the order becomes a place on disk: which shard, how far into it.
+# And how a place in the order becomes a window: `ids[:-1]` and `ids[1:]` are the shift, and what is too much around the
+# ring is not asked for.
 
 # %%
 print(inspect.getsource(Batches._window))

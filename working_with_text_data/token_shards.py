@@ -187,22 +187,30 @@ def _map(folder: Path, shard: dict[str, Any], dtype: np.dtype[Any]) -> npt.NDArr
     return np.memmap(path, dtype=dtype, mode="r")
 
 
-class Batches:
-    """Batches of windows: each at most once an epoch, in an order that (seed, epoch) decides alone.
+IGNORE = -100  # a target that is not asked for: torch's own convention
 
-    A window is `context_length + 1` ids: the inputs, and the same moved by one as targets. Neighbouring windows share
-    one id, so that no id is a target twice. Each epoch begins at another offset, so that cuts fall elsewhere, and
-    leaves out what does not fill a batch: other windows each time. Batch number `step` can be asked for directly, so a
-    run that resumes at step N sees what it would have seen. Windows never cross from one shard file to the next.
+
+class Batches:
+    """Batches of windows: every token is a target once an epoch, in an order that (seed, epoch) decides alone.
+
+    The shards are read as one ring of N ids: each id is the target of the one before it, and the first that of the
+    last, an `<|endoftext|>`. An epoch lays windows of `context_length` side by side around the ring, from an offset of
+    its own so that cuts fall elsewhere, and takes them in a shuffled order. The last window is short where the length
+    does not divide N: what it lacks is filled up, with targets that are not asked for (`IGNORE`). Epochs follow each
+    other without a gap, so a batch can hold the end of one and the beginning of the next.
+
+    Batch number `step` can be asked for directly: the position in the data is the number of the step, and a run that
+    resumes at step N sees what it would have seen. Ranks take equal slices of each batch.
 
     Args:
         arrays: the memory-mapped shards of one side.
         context_length: tokens the model reads at once.
         batch_size: windows in a batch.
         seed: decides the order.
+        name: what errors call the data.
 
     Raises:
-        ValueError: there are fewer windows than one batch needs.
+        ValueError: an epoch has fewer windows than one batch needs.
     """
 
     def __init__(
@@ -216,35 +224,79 @@ class Batches:
         if context_length < 1 or batch_size < 1:
             raise ValueError(f"context length and batch size must be at least 1, got {context_length} and {batch_size}")
         self.arrays, self.context_length, self.batch_size, self.seed = arrays, context_length, batch_size, seed
-        # One window fewer than fit, so that the offset of an epoch (0 … context_length - 1) always has room.
-        per_array = [max((len(array) - 1) // context_length - 1, 0) for array in arrays]
-        self._ends = list(np.cumsum(per_array))
-        self.windows = int(self._ends[-1]) if arrays else 0
-        self.steps_per_epoch = self.windows // batch_size
-        if self.steps_per_epoch == 0:
+        self._ends = list(np.cumsum([len(array) for array in arrays]))
+        self.tokens = int(self._ends[-1]) if arrays else 0
+        self.windows = -(-self.tokens // context_length)
+        self.steps_per_epoch = self.windows / batch_size
+        if self.windows < batch_size or self.tokens <= context_length:
             raise ValueError(
-                f"{name} has {sum(map(len, arrays)):,} tokens, too few for a batch of {batch_size} windows of "
-                f"{context_length} (and one more): use more text, a shorter context or a smaller batch"
+                f"{name} has {self.tokens:,} tokens, too few for a batch of {batch_size} windows of "
+                f"{context_length}: use more text, a shorter context or a smaller batch"
             )
-        self._epoch = -1
+        self._epochs: dict[int, tuple[int, npt.NDArray[np.int64]]] = {}
 
-    def batch(self, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """(inputs, targets) of batch number `step`, each int64 (batch_size, context_length)."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
+    def batch(self, step: int, rank: int = 0, ranks: int = 1) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(inputs, targets) of batch number `step`, each int64 (batch_size / ranks, context_length).
+
+        Args:
+            step: from 0.
+            rank, ranks: the slice to give; `ranks` divides the batch size.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if self.batch_size % ranks:
+            raise ValueError(f"a batch of {self.batch_size} windows does not divide by {ranks} ranks")
+        share = self.batch_size // ranks
+        first = step * self.batch_size + rank * share  # windows since the first epoch's beginning
+        windows = np.stack([self._window(*divmod(first + row, self.windows)) for row in range(share)])
+        return windows[:, 0], windows[:, 1]
+
+    def _window(self, epoch: int, place: int) -> npt.NDArray[np.int64]:
+        """The window that an epoch shows at a place in its order: inputs above, targets below, (2, context_length)."""
+        offset, order = self._epoch(epoch)
+        length = self.context_length
+        start = int(order[place]) * length
+        asked = min(length, self.tokens - start)  # fewer in the last window around the ring
+        ids = self._read((offset + start) % self.tokens, length + 1)  # (context_length + 1,)
+        targets = ids[1:].copy()
+        targets[asked:] = IGNORE
+        return np.stack([ids[:-1], targets])
+
+    def _epoch(self, epoch: int) -> tuple[int, npt.NDArray[np.int64]]:
+        """(offset, order of the windows) of an epoch; the last two are kept, since a batch can lie across them."""
+        if epoch not in self._epochs:
             random = np.random.default_rng((self.seed, epoch))
-            self._offset = int(random.integers(self.context_length))
-            self._order = random.permutation(self.windows)
-            self._epoch = epoch
-        rows = self._order[position * self.batch_size : (position + 1) * self.batch_size]
-        windows = np.stack([self._window(int(row)) for row in rows]).astype(np.int64)
-        return windows[:, :-1], windows[:, 1:]
+            offset = int(random.integers(self.context_length))
+            kept = {known: drawn for known, drawn in self._epochs.items() if abs(known - epoch) == 1}
+            self._epochs = {**kept, epoch: (offset, random.permutation(self.windows))}
+        return self._epochs[epoch]
 
-    def _window(self, row: int) -> npt.NDArray[Any]:
-        which = bisect.bisect_right(self._ends, row)
-        first = row - (self._ends[which - 1] if which else 0)
-        start = int(first) * self.context_length + self._offset
-        return self.arrays[which][start : start + self.context_length + 1]
+    def _read(self, start: int, length: int) -> npt.NDArray[np.int64]:
+        """`length` ids around the ring from place `start` on, from as many shards as they lie in."""
+        parts, which = [], bisect.bisect_right(self._ends, start)
+        while length > 0:
+            begin = start - (self._ends[which] - len(self.arrays[which]))
+            part = self.arrays[which][begin : begin + length].astype(np.int64)
+            parts.append(part)
+            length -= len(part)
+            which = (which + 1) % len(self.arrays)
+            start = self._ends[which] - len(self.arrays[which])
+        return np.concatenate(parts)
+
+
+def document_numbers(inputs: npt.NDArray[Any], end_of_text: int) -> npt.NDArray[np.int64]:
+    """Which document of its window each token belongs to, from 0; `<|endoftext|>` belongs to the one that it ends.
+
+    Args:
+        inputs: (windows, context_length).
+        end_of_text: its id.
+
+    Returns:
+        int64 of the same shape.
+    """
+    ends = (inputs == end_of_text).astype(np.int64)  # (windows, context_length)
+    return np.cumsum(ends, axis=1) - ends
 
 
 def evaluation_windows(

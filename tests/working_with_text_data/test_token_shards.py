@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 from working_with_text_data.corpora import Document, Split
 from working_with_text_data.token_shards import (
+    IGNORE,
     Batches,
     TokenShards,
+    document_numbers,
     evaluation_windows,
     token_dtype,
     write_shards,
@@ -107,25 +109,40 @@ def test_nothing_is_left_when_writing_fails(tokenizer, tmp_path):
     batch_size=st.integers(1, 4),
     seed=st.integers(0, 3),
 )
-def test_an_epoch_is_every_window_once(lengths, context, batch_size, seed):
-    starts = np.cumsum([0, *lengths])
-    arrays = [np.arange(a, b) for a, b in pairwise(starts)]
+def test_every_token_is_a_target_once_an_epoch(lengths, context, batch_size, seed):
+    n = sum(lengths)
+    arrays = [np.arange(a, b) for a, b in pairwise(np.cumsum([0, *lengths]))]
     try:
         batches = Batches(arrays, context, batch_size, seed)
     except ValueError as error:
         assert "too few for a batch" in str(error)
-        assert sum(max((n - 1) // context - 1, 0) for n in lengths) < batch_size
+        assert n <= context or -(-n // context) < batch_size
         return
-    for epoch in range(2):
-        steps = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
-        seen = [batches.batch(step) for step in steps]
-        inputs = np.concatenate([x for x, _ in seen])
-        assert all((y == x + 1).all() for x, y in seen)  # each target is the id that follows
-        assert (np.diff(inputs, axis=1) == 1).all()  # windows are unbroken
-        assert len(np.unique(inputs)) == inputs.size  # no token twice in an epoch
-        assert inputs.shape == (batches.steps_per_epoch * batch_size, context)
-        for x in inputs:  # and none crosses from one shard to the next
-            assert np.searchsorted(starts, x[0], "right") == np.searchsorted(starts, x[-1] + 1, "right")
+    three_epochs = -(-3 * batches.windows // batch_size)
+    seen = [batches.batch(step) for step in range(three_epochs)]
+    inputs, targets = (np.concatenate(part)[: 3 * batches.windows] for part in zip(*seen, strict=True))
+    asked = targets != IGNORE
+    assert (targets == (inputs + 1) % n)[asked].all()  # each target is the id that follows, around the ring
+    assert ((inputs[:, 1:] - inputs[:, :-1]) % n == 1 % n).all()  # windows are unbroken
+    for epoch in range(3):
+        window = slice(epoch * batches.windows, (epoch + 1) * batches.windows)
+        assert sorted(targets[window][asked[window]]) == list(range(n))
+
+
+@given(st.sampled_from([1, 2, 3, 6]), st.integers(0, 30))
+def test_ranks_share_the_batch(ranks, step):
+    arrays = [np.arange(40), np.arange(40, 100)]
+    batches = Batches(arrays, 7, 6, seed=1)
+    for whole, *parts in zip(batches.batch(step), *(batches.batch(step, r, ranks) for r in range(ranks)), strict=True):
+        assert (np.concatenate(parts) == whole).all()
+    with pytest.raises(ValueError, match="6 windows does not divide by 4 ranks"):
+        batches.batch(0, 0, 4)
+
+
+def test_document_numbers_count_the_ends():
+    inputs = np.array([[5, 9, 6, 6, 9, 9, 7], [9, 1, 1, 1, 1, 1, 9]])
+    expected = [[0, 0, 1, 1, 1, 2, 3], [0, 1, 1, 1, 1, 1, 1]]
+    assert document_numbers(inputs, end_of_text=9).tolist() == expected
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
