@@ -27,7 +27,8 @@ import torch
 from gpt_model import GPT, load_model
 from gpt_model.convert import rank_for_energy, to_grouped_query, to_latent, to_sliding_window
 from gpt_model.evaluate import bytes_of_tokens, evaluate_windows
-from pretraining.pretrain_simple import PretrainSimple, make_model
+from pretraining.model_options import make_model
+from pretraining.pretrain_simple import PretrainSimple
 from pretraining.pretrain_simple import main as pretrain
 from utils.benchmarking import describe_machine
 from utils.errors import UserError, run_command

@@ -17,36 +17,25 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from gpt_model import (
-    GPT,
-    GPTConfig,
-    GPTWithGQA,
-    GPTWithGQAConfig,
-    GPTWithMLA,
-    GPTWithMLAConfig,
-    GPTWithSWA,
-    GPTWithSWAConfig,
-    load_model,
-    load_tokenizer,
-)
 from gpt_model.evaluate import next_token_loss
-from pretraining.optimizers import OptimizerName, make_optimizers
+from pretraining.model_options import ModelOptions, make_model, refuse_flags_without_meaning
+from pretraining.optimizers import make_optimizers
 from pretraining.run_folder import RunFolder
 from pretraining.schedules import warmup_stable_decay
 from utils.devices import Precision, autocast, describe_device, pick_device
-from utils.errors import EXIT_INTERRUPTED, UserError, refuse_foreign_flags, run_command
+from utils.errors import EXIT_INTERRUPTED, UserError, run_command
 from utils.seeding import seed_everything
 from working_with_text_data.token_shards import Batches, TokenShards
 
 
 @dataclass(frozen=True)
-class PretrainSimple:
+class PretrainSimple(ModelOptions):
     """The flags of this script. The defaults suit some minutes on a laptop without a GPU."""
 
     data: Path = Path("runs/demo/tokens")
@@ -57,39 +46,13 @@ class PretrainSimple:
     """The folder for everything that the run writes."""
     overwrite: bool = False
     """Replace an older run in that folder."""
-    from_model: Path | None = None
-    """Begin from the weights in this model folder, such as convert.py writes; its shape counts, not the flags."""
-    attention: Literal["multi-head", "grouped-query", "latent", "sliding-window"] = "multi-head"
-    """What the blocks gather with."""
-    positions: Literal["learned", "rope"] = "learned"
-    """A vector a position, or queries and keys turned by angles."""
-    n_kv_head: int = 1
-    """Of grouped-query: heads of keys and values; divides n_head."""
-    d_latent: int = 64
-    """Of latent: numbers in the vector that keys and values are made from."""
-    d_rope: int = 16
-    """Of latent with rope: numbers in the rotary key."""
-    window: int = 32
-    """Of sliding-window: tokens that a token sees, itself among them."""
-    d_ff: int | None = None
-    """Width inside the MLPs; 4 times d_model if not given."""
-    n_layer: int = 4
-    """Blocks, one above the other."""
-    n_head: int = 3
-    """Attention heads in each block."""
-    d_model: int = 192
-    """Width of the residual stream."""
-    context_length: int = 128
-    """Tokens that the model sees at once."""
-    dropout: float = 0.0
-    """Probability of setting a number to zero in training."""
     batch_size: int = 16
     """Windows of context_length tokens in each step."""
     steps: int = 2500
     """Steps to take."""
     max_minutes: float = 5.0
     """End after this time even if steps remain, the learning rate coming down in time; 0 for no limit."""
-    optimizer: OptimizerName = "muon"
+    optimizer: Literal["muon", "adamw"] = "muon"
     """muon (for the blocks' matrices, adamw for the rest) or adamw (for everything)."""
     learning_rate: float = 0.04
     """Full learning rate of the blocks' matrices: about 0.04 for muon, 0.003 for adamw."""
@@ -122,53 +85,6 @@ class PretrainSimple:
             raise UserError("--sample-prompt is not UTF-8: write it in a UTF-8 terminal") from None
         if self.max_minutes < 0:
             raise UserError(f"--max-minutes must be at least 0 (0 for no limit), got {self.max_minutes}")
-
-
-_SHAPE = ("attention", "positions", "d_ff", "n_layer", "n_head", "d_model", "dropout")
-_OF_ATTENTION = {"grouped-query": ("n_kv_head",), "latent": ("d_latent", "d_rope"), "sliding-window": ("window",)}
-
-
-def refuse_flags_without_meaning(options: PretrainSimple) -> None:
-    """Raises UserError where a flag of the shape was given and would do nothing."""
-    if options.from_model is not None:
-        for name in (*_SHAPE, *(name for names in _OF_ATTENTION.values() for name in names)):
-            if getattr(options, name) != getattr(PretrainSimple, name):
-                raise UserError(
-                    f"--{name.replace('_', '-')} does nothing with --from-model, whose own shape counts: leave it out"
-                )
-    refuse_foreign_flags(options, "--attention", options.attention, _OF_ATTENTION)
-
-
-def make_model(options: PretrainSimple, shards: TokenShards) -> GPT:
-    """A new model of the shape that the flags tell, or the one to begin from."""
-    refuse_flags_without_meaning(options)
-    if options.from_model is not None:
-        model = load_model(options.from_model, dtype=torch.float32)
-        if load_tokenizer(options.from_model).ranks != shards.tokenizer.ranks:
-            raise UserError(f"{options.from_model} has another tokenizer than the tokens in {options.data}")
-        if model.config.context_length < options.context_length:
-            raise UserError(
-                f"{options.from_model} sees {model.config.context_length} tokens at once: "
-                f"pass --context-length {model.config.context_length}"
-            )
-        return model.train()
-    shape: dict[str, Any] = {
-        "vocab_size": shards.tokenizer.n_vocab,
-        "context_length": options.context_length,
-        "n_layer": options.n_layer,
-        "n_head": options.n_head,
-        "d_model": options.d_model,
-        "d_ff": options.d_ff,
-        "dropout": options.dropout,
-        "positions": options.positions,
-    }
-    if options.attention == "grouped-query":
-        return GPTWithGQA(GPTWithGQAConfig(**shape, n_kv_head=options.n_kv_head))
-    if options.attention == "latent":
-        return GPTWithMLA(GPTWithMLAConfig(**shape, d_latent=options.d_latent, d_rope=options.d_rope))
-    if options.attention == "sliding-window":
-        return GPTWithSWA(GPTWithSWAConfig(**shape, window=options.window))
-    return GPT(GPTConfig(**shape))
 
 
 def main(options: PretrainSimple) -> None:

@@ -25,6 +25,7 @@ Config = TypeVar("Config")
 EXIT_USER_ERROR = 2  # the shell's convention for wrong usage
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+EXIT_TERMINATED = 143  # 128 + SIGTERM
 
 
 _OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.I)  # as torch's devices say it
@@ -55,6 +56,34 @@ def interrupts_wait() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
     if noted:
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def signals_noted(*signals: signal.Signals) -> Iterator[Callable[[], int]]:
+    """While the block runs, the first of `signals` is only noted, so that the work can end in order at its next step.
+
+    A second Ctrl-C interrupts as usual. Outside of the main thread, where Python tells nobody of signals, the block
+    runs as any other.
+
+    Yields:
+        A function: the number of the signal that came, or 0.
+    """
+    noted: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if noted and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+    before = {number: signal.signal(number, note) for number in signals}
+    try:
+        yield lambda: noted[0] if noted else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def one_line(error: Exception) -> str:
@@ -94,9 +123,31 @@ def refuse_foreign_flags(options: Any, flag: str, chosen: str, belongs: Mapping[
                 raise UserError(f"--{name.replace('_', '-')} belongs to {flag} {choice}, and here it is {chosen}")
 
 
-def run_command(main: Callable[[Config], None], config_class: type[Config]) -> None:
+def preset_of(arguments: Sequence[str], presets: Mapping[str, Config]) -> Config | None:
+    """The preset that a command line names by `--preset NAME`, whose values are the defaults of all other flags.
+
+    Raises:
+        UserError: there is no such preset, or no name.
+    """
+    for i, argument in enumerate(arguments):
+        name = None
+        if argument == "--preset":
+            name = arguments[i + 1] if i + 1 < len(arguments) else ""
+        elif argument.startswith("--preset="):
+            name = argument.removeprefix("--preset=")
+        if name is not None:
+            if name not in presets:
+                raise UserError(f"--preset {name}: there is no such preset; use one of {', '.join(presets)}")
+            return presets[name]
+    return None
+
+
+def run_command(
+    main: Callable[[Config], None], config_class: type[Config], presets: Mapping[str, Config] | None = None
+) -> None:
     """Parses the command line into `config_class`, runs `main`, and ends the process as a command should.
 
+    Where the script has `presets`, `--preset NAME` chooses the defaults; its help then shows them.
     Exit status: 0 when done, 2 for anything the user can mend (one line on standard error), 130 after Ctrl-C.
     Any other exception is a bug of ours and keeps its traceback.
     """
@@ -105,13 +156,16 @@ def run_command(main: Callable[[Config], None], config_class: type[Config]) -> N
             stream.reconfigure(encoding="utf-8", errors="replace")
     description = (sys.modules["__main__"].__doc__ or "").strip()
     try:
-        main(tyro.cli(config_class, description=description))
+        chosen = preset_of(sys.argv[1:], presets) if presets else None
+        defaults: dict[str, Any] = {} if chosen is None else {"default": chosen}
+        main(tyro.cli(config_class, description=description, **defaults))
         sys.stdout.flush()
     except BrokenPipeError:  # who read our output has had enough of it, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own last flush would fail
         sys.exit(EXIT_BROKEN_PIPE)
     except (UserError, ValueError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        rank = f" (rank {os.environ['RANK']})" if os.environ.get("RANK", "0") != "0" else ""
+        print(f"error{rank}: {one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):

@@ -15,7 +15,8 @@ import torch
 
 from gpt_model import load_model, load_tokenizer
 from gpt_model.evaluate import bytes_of_tokens, evaluate_windows
-from pretraining.pretrain_simple import PretrainSimple, refuse_flags_without_meaning
+from pretraining.model_options import refuse_flags_without_meaning
+from pretraining.pretrain_simple import PretrainSimple
 from tests.conftest import ROOT, assert_one_clear_line
 from utils.errors import UserError
 from utils.tracking import read_metrics
