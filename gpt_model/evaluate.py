@@ -32,7 +32,7 @@ from torch import Tensor
 
 from gpt_model.log_likelihood import Pair, default_stride, log_likelihoods, require_same_vocabulary, windows_of
 from gpt_model.tasks import TASKS, Question, TaskName, judge, read_questions
-from utils.devices import Precision, autocast, describe_device, pick_device
+from utils.devices import Precision, TrainingPrecision, autocast, describe_device, pick_device
 from utils.errors import UserError, run_command
 from utils.files import require_writable, write_json
 from utils.tracking import provenance
@@ -62,7 +62,7 @@ def bytes_of_tokens(tokenizer: BytePairTokenizer) -> Tensor:
 
 @torch.inference_mode()
 def evaluate_windows(
-    model: GPT, windows: Tensor, token_bytes: Tensor, batch_size: int = 16, precision: Precision = "auto"
+    model: GPT, windows: Tensor, token_bytes: Tensor, batch_size: int = 16, precision: TrainingPrecision = "auto"
 ) -> tuple[float, float]:
     """(loss in nats per token, bits per byte) over fixed windows of text.
 

@@ -27,6 +27,7 @@ from typing import Any, Literal, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -66,17 +67,20 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
     if device == "auto" and size > 1 and not torch.cuda.is_available():
         device = "cpu"  # several processes cannot share an Apple GPU's work
     place = pick_device(f"cuda:{local}" if size > 1 and device in ("auto", "cuda") else device)
-    if size == 1:
-        yield Ranks(0, 1, place)
-        return
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
-    # Gradients go through NCCL between GPUs; single numbers go through gloo, and need not wait for the GPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
+    if size > 1:
+        if place.type == "cuda":
+            torch.cuda.set_device(place)
+        dist.init_process_group(_backend(place))
     try:
         yield Ranks(rank, size, place)
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _backend(device: torch.device) -> str:
+    """Gradients go through NCCL between GPUs; single numbers go through gloo, and need not wait for the GPU."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
 _OF_TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
@@ -113,6 +117,8 @@ def parallelise(objective: nn.Module, blocks: Sequence[nn.Module], ranks: Ranks,
         blocks: parts of it that are gathered and let go one by one, in the order in which they are used.
     """
     if parallel == "fsdp":
+        if not dist.is_initialized():  # one rank alone is a group, too
+            dist.init_process_group(_backend(ranks.device), store=HashStore(), rank=0, world_size=1)
         for block in blocks:
             fully_shard(block)
         return cast(nn.Module, fully_shard(objective))

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IGNORE = -100  # a target that is not asked for: torch's own convention
+from working_with_text_data.token_shards import IGNORE
 
 
 def softcap(logits: Tensor, cap: float | None) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from tqdm import tqdm
 from gpt_model import GPT, Sampling
 from gpt_model.evaluate import bytes_of_tokens, evaluate_windows
 from gpt_model.generate import generate_text
-from utils.devices import Precision, describe_device
+from utils.devices import TrainingPrecision, describe_device
 from utils.errors import UserError
 from utils.files import require_writable, write_json, write_text
 from utils.plots import save_curves
-from utils.tracking import MetricsLog, metric_curves, provenance
+from utils.tracking import MetricsLog, Tracker, metric_curves, provenance
 from working_with_text_data.token_shards import TokenShards, evaluation_windows
 
 
@@ -40,6 +41,9 @@ class RunFolder:
         eval_tokens: validation tokens to measure on along the way.
         sample_prompt: the samples continue this.
         seed: of the samples.
+        data: how the data was made and by what it is known, for config.json; the manifest's own account if not given.
+        state: what `state()` gave, of a run that goes on: what was written after that is taken back.
+        trackers: are told of all figures.
 
     Raises:
         ValueError: there is too little validation text.
@@ -55,10 +59,13 @@ class RunFolder:
         *,
         tokens_per_step: int,
         batch_size: int,
-        precision: Precision,
+        precision: TrainingPrecision,
         eval_tokens: int,
         sample_prompt: str,
         seed: int,
+        data: dict[str, Any] | None = None,
+        state: dict[str, Any] | None = None,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         self.folder, self.model, self.tokenizer = folder, model, shards.tokenizer
         self.tokens_per_step, self.batch_size, self.precision = tokens_per_step, batch_size, precision
@@ -67,12 +74,16 @@ class RunFolder:
         self.token_bytes = bytes_of_tokens(shards.tokenizer)
         self.validation = shards.arrays["validation"]
         self.made_by = provenance(
-            data=shards.manifest["made_by"], device=describe_device(model.device, precision), options=options
+            data=data or shards.manifest["made_by"],
+            device=describe_device(model.device, precision),
+            options=options,
         )
-        self.metrics = MetricsLog(require_writable(folder) / "metrics.jsonl")
+        state = state or {}
+        self.metrics = MetricsLog(require_writable(folder) / "metrics.jsonl", state.get("metrics", 0), trackers)
         write_json(folder / "config.json", self.made_by)
-        self.samples: list[str] = []
-        self.start, self.training_seconds, self.steps = time.perf_counter(), 0.0, 0
+        self.samples: list[str] = list(state.get("samples", []))
+        self.start = time.perf_counter() - 60 * state.get("minutes", 0.0)
+        self.training_seconds, self.steps = state.get("training_seconds", 0.0), state.get("steps", 0)
 
     @property
     def minutes(self) -> float:
@@ -84,8 +95,18 @@ class RunFolder:
         """While training, measuring left out."""
         return self.steps * self.tokens_per_step / max(self.training_seconds, 1e-9)
 
-    def note_step(self, loss: float, learning_rate_scale: float, seconds: float) -> None:
-        """Notes one more step of training and its loss.
+    def state(self) -> dict[str, Any]:
+        """What a later process needs to go on with this folder from here."""
+        return {
+            "metrics": self.metrics.size,
+            "samples": self.samples,
+            "minutes": self.minutes,
+            "training_seconds": self.training_seconds,
+            "steps": self.steps,
+        }
+
+    def note_step(self, loss: float, learning_rate_scale: float, seconds: float, **more: float) -> None:
+        """Notes one more step of training, its loss, and whatever `more` is known of it.
 
         Raises:
             UserError: the loss is infinite or not a number.
@@ -93,7 +114,7 @@ class RunFolder:
         self._require_finite(loss)
         self.steps += 1
         self.training_seconds += seconds
-        self.metrics.log(step=self.steps, loss=loss, learning_rate_scale=learning_rate_scale, seconds=seconds)
+        self.metrics.log(step=self.steps, loss=loss, learning_rate_scale=learning_rate_scale, seconds=seconds, **more)
 
     def start_clock(self) -> None:
         """Counts the minutes from now on."""
@@ -118,19 +139,36 @@ class RunFolder:
         some = None if on_everything else self.eval_tokens
         windows = torch.from_numpy(evaluation_windows(self.validation, self.model.config.context_length, some))
         loss, bits_per_byte = evaluate_windows(self.model, windows, self.token_bytes, self.batch_size, self.precision)
-        self._require_finite(loss)
-        text = "".join(generate_text(self.model, self.tokenizer, self.sample_prompt, 120, self.sampling))
-        self.samples.append(f"--- step {self.steps}, validation loss {loss:.4f}\n{self.sample_prompt}{text}\n")
-        write_text(self.folder / "samples.txt", "\n".join(self.samples))
-        figures = {"validation_loss": loss, "bits_per_byte": bits_per_byte, "validation_tokens": windows[:, 1:].numel()}
-        self.metrics.log(step=self.steps, minutes=self.minutes, **figures)
-        self.save(**figures, finished=on_everything)
-        shown = " ".join((self.sample_prompt + text).split())[:64]
-        tqdm.write(f"step {self.steps:5d}  validation {loss:.3f} nats/token, {bits_per_byte:.3f} bits/byte  | {shown}")
+        self.record(loss, bits_per_byte, windows[:, 1:].numel(), finished=on_everything)
         return loss
 
-    def save(self, **figures: Any) -> None:
+    def record(
+        self, loss: float, bits_per_byte: float, tokens: int, finished: bool = False, model: GPT | None = None
+    ) -> None:
+        """Notes a validation loss, and writes a sample, the model and the plot.
+
+        Args:
+            tokens: how many it was measured on.
+            finished: this ends the run.
+            model: stands in for the one that is trained, where that is cut over several processes.
+
+        Raises:
+            UserError: the loss is infinite or not a number; the model on disk stays the one before.
+        """
+        self._require_finite(loss)
+        model = model or self.model
+        text = "".join(generate_text(model, self.tokenizer, self.sample_prompt, 120, self.sampling))
+        self.samples.append(f"--- step {self.steps}, validation loss {loss:.4f}\n{self.sample_prompt}{text}\n")
+        write_text(self.folder / "samples.txt", "\n".join(self.samples))
+        figures = {"validation_loss": loss, "bits_per_byte": bits_per_byte, "validation_tokens": tokens}
+        self.metrics.log(step=self.steps, minutes=self.minutes, **figures)
+        self.save(model, **figures, finished=finished)
+        shown = " ".join((self.sample_prompt + text).split())[:64]
+        tqdm.write(f"step {self.steps:5d}  validation {loss:.3f} nats/token, {bits_per_byte:.3f} bits/byte  | {shown}")
+
+    def save(self, model: GPT | None = None, **figures: Any) -> None:
         """Writes the model folder, with `figures` among its own, and the plot."""
+        model = model or self.model
         figures |= {
             "step": self.steps,
             "tokens": self.steps * self.tokens_per_step,
@@ -138,7 +176,7 @@ class RunFolder:
             "tokens_per_second": self.tokens_per_second,
             "minutes": self.minutes,
         }
-        self.model.save_pretrained(self.folder / "model", self.tokenizer, self.made_by | {"metrics": figures})
+        model.save_pretrained(self.folder / "model", self.tokenizer, self.made_by | {"metrics": figures})
         curves = metric_curves(self.metrics.path, training="loss", validation="validation_loss")
         note = f"{figures['bits_per_byte']:.3f} bits per byte of validation text" if "bits_per_byte" in figures else ""
         title = f"{self.model.n_parameters / 1e6:.1f}M parameters, {figures['tokens'] / 1e6:.1f}M tokens"

@@ -7,31 +7,104 @@ import platform
 import shlex
 import subprocess
 import sys
+import uuid
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from utils.errors import UserError
+from utils.files import write_text
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _VERSIONS_OF = ("torch", "numpy", "regex", "tokenizers", "transformers", "safetensors")
 
 
+Figures = dict[str, float | int | str]
+Tracker = Callable[[Figures], None]
+
+
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line, on disk at once, so that a kill loses at most one line."""
+    """`metrics.jsonl`: one JSON object a line, on disk at once, so that a kill loses at most one line.
 
-    def __init__(self, path: Path | str) -> None:
-        """Starts `path` anew (a run's log is its own).
+    Args:
+        path: started anew (a run's log is its own), but for the first `keep_bytes`, where a run goes on.
+        trackers: are given each line, too.
 
-        Raises:
-            OSError: the folder cannot be written.
-        """
-        self.path = Path(path)
+    Raises:
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, path: Path | str, keep_bytes: int = 0, trackers: Sequence[Tracker] = ()) -> None:
+        self.path, self.trackers = Path(path), trackers
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_bytes(b"")
+        kept = self.path.read_bytes()[:keep_bytes] if keep_bytes else b""
+        self.path.write_bytes(kept)
 
     def log(self, **figures: float | int | str) -> None:
         """Appends one line of named figures."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(figures) + "\n")
+        for tracker in self.trackers:
+            tracker(figures)
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self.path.stat().st_size
+
+
+def tensorboard_tracker(folder: Path, step: int = 0) -> Tracker:
+    """Draws all figures that have a step in TensorBoard: `tensorboard --logdir FOLDER`.
+
+    Args:
+        step: what a run that goes on had written beyond it is passed over.
+    """
+    from torch.utils.tensorboard import SummaryWriter  # here, because it takes seconds that few runs need
+
+    writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    def track(figures: Figures) -> None:
+        for name, value in figures.items():
+            if name != "step" and not isinstance(value, str) and "step" in figures:
+                writer.add_scalar(name, value, figures["step"])
+        writer.flush()
+
+    return track
+
+
+def wandb_tracker(
+    folder: Path, mode: Literal["online", "offline"], project: str, name: str, config: dict[str, Any]
+) -> Tracker:
+    """Sends all figures to Weights & Biases, or keeps them in `folder` to be sent later by `wandb sync`.
+
+    The run's id is kept in `folder`, so that a run that goes on is the same run there.
+
+    Raises:
+        UserError: it is to be sent, and nobody is logged in. (W&B itself would ask, and wait for ever in a batch job.)
+    """
+    import wandb  # here, because it takes seconds that few runs need
+
+    if mode == "online" and not wandb.api.api_key:
+        raise UserError("W&B knows no key: set WANDB_API_KEY, run `wandb login`, or pass --wandb offline")
+    identity = folder / "wandb_id.txt"
+    if not identity.is_file():
+        write_text(identity, uuid.uuid4().hex[:8])
+    run = wandb.init(
+        project=project,
+        name=name,
+        id=identity.read_text().strip(),
+        resume="allow",
+        mode=mode,
+        dir=str(folder),
+        config=config,
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+
+    def track(figures: Figures) -> None:
+        run.log({k: v for k, v in figures.items() if k != "step"}, step=int(figures["step"]))
+
+    return track
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:

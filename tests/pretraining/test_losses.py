@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretraining.losses import IGNORE, chunked_cross_entropy, softcap
+from pretraining.losses import chunked_cross_entropy, softcap
+from working_with_text_data.token_shards import IGNORE
 
 
 def made(tokens, d_model=8, vocab_size=30, dtype=torch.float64, seed=0):

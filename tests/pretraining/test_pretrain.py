@@ -1,0 +1,208 @@
+"""The training system as its users run it: killed, resumed, on several ranks, with every optimiser."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from gpt_model import load_model
+from pretraining.pretrain import PRESETS, Pretrain
+from tests.conftest import ROOT, assert_one_clear_line
+from utils.checkpoints import find_checkpoints
+from utils.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
+from working_with_text_data.bytepair_enc import BytePairTokenizer
+from working_with_text_data.corpora import Document, Split
+from working_with_text_data.token_shards import write_shards
+
+PRETRAIN = "pretraining/pretrain.py"
+TINY = ["--n-layer", 2, "--n-head", 2, "--d-model", 16, "--context-length", 16, "--batch-size", 8, "--eval-tokens", 256]
+TINY += [
+    "--evaluate-every",
+    1280,
+    "--checkpoint-every",
+    7,
+    "--dropout",
+    0.1,
+    "--device",
+    "cpu",
+    "--precision",
+    "float32",
+]
+TINY += ["--galore-rank", 4, "--galore-gap", 5, "--diagnose-every", 9]
+FAST = {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    """A little made-up corpus: sums, which are text enough to have structure."""
+    draw = random.Random(0)
+    documents: list[tuple[Split, Document]] = []
+    for i in range(60):
+        lines = [f"{a} plus {b} is {a + b}" for a, b in ((draw.randrange(50), draw.randrange(50)) for _ in range(20))]
+        documents.append(("train" if i % 6 else "validation", Document(f"d{i}", "\n".join(lines))))
+    tokenizer = BytePairTokenizer.train([d.text for _, d in documents], 300)
+    folder = tmp_path_factory.mktemp("corpus") / "tokens"
+    write_shards(folder, documents, tokenizer, {"why": "test"}, shard_tokens=4000)
+    return folder
+
+
+def command(tokens, run, *flags, ranks=1):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks, "--"]
+    start = [sys.executable] if ranks == 1 else torchrun
+    return [str(x) for x in (*start, ROOT / PRETRAIN, "--data", tokens, "--run", run, *TINY, *flags)]
+
+
+def start(tokens, run, *flags, ranks=1):
+    return subprocess.Popen(
+        command(tokens, run, *flags, ranks=ranks),
+        cwd=ROOT,
+        env=os.environ | FAST,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def end(process):
+    """What a process said, all of it, once it ended as it should."""
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+def stop_in_the_middle(tokens, run, *flags, ranks=1, at, number):
+    """Starts the command, sends the signal once `at` steps are noted (to all ranks), and gives the exit status."""
+    process = start(tokens, run, *flags, ranks=ranks)
+    log = run / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if log.is_file() and log.read_text().count('"loss"') >= at:
+            if number == signal.SIGKILL:
+                for one in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
+                    one.kill()
+            else:
+                process.send_signal(number)
+            break
+        time.sleep(0.002)
+    said, _ = process.communicate(timeout=240)
+    return process.returncode, said
+
+
+def losses(run: Path) -> dict[int, tuple[float, ...]]:
+    """Step -> everything that was measured there and is a function of the training."""
+    kept: dict[int, tuple[float, ...]] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        kept[row["step"]] = (
+            *kept.get(row["step"], ()),
+            *(row[k] for k in sorted(row) if k not in ("seconds", "minutes")),
+        )
+    return kept
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "galore-adamw", "galore-adafactor"])
+def test_killed_and_resumed_is_bit_for_bit_as_if_never_killed(tokens, tmp_path, optimizer, ranks):
+    flags = ("--steps", 60, "--optimizer", optimizer, "--micro-batch-size", 2)
+    whole = start(tokens, tmp_path / "whole", *flags, ranks=ranks)
+    at = random.Random(f"{optimizer}{ranks}").randrange(3, 40)
+    status, said = stop_in_the_middle(tokens, tmp_path / "cut", *flags, ranks=ranks, at=at, number=signal.SIGKILL)
+    assert status == -signal.SIGKILL, said
+    assert len(losses(tmp_path / "cut")) < 60
+    assert "Going on after step" in end(start(tokens, tmp_path / "cut", *flags, "--resume", "auto", ranks=ranks))
+    end(whole)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    a, b = load_model(tmp_path / "whole" / "model"), load_model(tmp_path / "cut" / "model")
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_fsdp_goes_on_with_another_number_of_ranks(tokens, tmp_path):
+    flags = ("--steps", 30, "--optimizer", "muon", "--parallel", "fsdp", "--dropout", 0)
+    whole = start(tokens, tmp_path / "whole", *flags, ranks=1)
+    _, said = stop_in_the_middle(tokens, tmp_path / "cut", *flags, ranks=2, at=10, number=signal.SIGTERM)
+    assert find_checkpoints(tmp_path / "cut" / "checkpoints")[0].step < 30, said
+    end(start(tokens, tmp_path / "cut", *flags, "--resume", "auto", ranks=1))
+    end(whole)
+    whole, cut = losses(tmp_path / "whole"), losses(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    for step in whole:
+        assert cut[step] == pytest.approx(whole[step], rel=1e-3), step
+    assert load_model(tmp_path / "cut" / "model").n_parameters > 0
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, EXIT_TERMINATED), (signal.SIGINT, EXIT_INTERRUPTED)])
+def test_a_signal_saves_and_ends(tokens, tmp_path, number, status):
+    flags = ("--steps", 2000, "--checkpoint-every", 1000)
+    ended, said = stop_in_the_middle(tokens, tmp_path / "run", *flags, at=5, number=number)
+    assert ended == status, said
+    assert "--resume auto goes on" in said
+    newest = find_checkpoints(tmp_path / "run" / "checkpoints")[0]
+    assert newest.step == max(losses(tmp_path / "run"))
+    assert newest.damage() is None
+
+
+def test_a_damaged_checkpoint_is_passed_over(tokens, tmp_path):
+    run = tmp_path / "run"
+    end(start(tokens, run, "--steps", 20))
+    newest = find_checkpoints(run / "checkpoints")[0]
+    assert newest.step == 20
+    before = losses(run)
+    with (newest.folder / "state.safetensors").open("r+b") as file:
+        file.seek(2000)
+        file.write(b"\0\1\2\3")
+    assert "is damaged" in end(start(tokens, run, "--steps", 20, "--resume", "auto"))
+    assert losses(run) == before
+
+
+def test_a_run_is_not_lost_by_mistake(tokens, tmp_path, run):
+    flags = ("--data", tokens, "--run", tmp_path / "run", *TINY, "--steps", 2)
+    assert run(PRETRAIN, *flags).returncode == 0
+    assert_one_clear_line(run(PRETRAIN, *flags), "holds a run already", "--resume auto", "--overwrite")
+    other = run(PRETRAIN, *flags, "--resume", "auto", "--learning-rate", 0.5)
+    assert_one_clear_line(other, "was trained with --learning-rate 0.003, not 0.5")
+    assert run(PRETRAIN, *flags, "--overwrite").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--steps", 0), ("--steps must be above 0",)),
+        (("--steps", "many"), ()),
+        (("--batch-size", 7, "--micro-batch-size", 2), ("does not divide the 7 windows",)),
+        (("--batch-size", 100_000), ("too few for a batch",)),
+        (("--learning-rate", "nan"), ("--learning-rate must be above 0",)),
+        (("--warmup", 1.5), ("--warmup is a share",)),
+        (("--optimizer", "galore-adamw8bit"), ("CUDA only",)),
+        (("--wandb", "online"), ("set WANDB_API_KEY", "--wandb offline")),
+        (("--preset", "gpt5"), ("no such preset", "gpt2-124m")),
+        (("--data", "nowhere"), ("no token shards in nowhere",)),
+    ],
+)
+def test_mistakes_are_one_clear_line(tokens, tmp_path, run, flags, words):
+    done = run(
+        PRETRAIN, "--data", tokens, "--run", tmp_path / "run", *TINY, *flags, HOME=str(tmp_path), WANDB_API_KEY=""
+    )
+    if not words:  # tyro's own words
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        return
+    assert_one_clear_line(done, *words)
+
+
+def test_presets_have_the_shapes_they_name():
+    assert set(PRESETS) >= {"laptop", "gpt2-124m", "gpt2-355m"}
+    small, medium = PRESETS["gpt2-124m"], PRESETS["gpt2-355m"]
+    assert small.batch_size * small.context_length == 491_520  # nanoGPT's tokens per step
+    assert (small.n_layer, small.n_head, small.d_model) == (12, 12, 768)
+    assert (medium.n_layer, medium.n_head, medium.d_model) == (24, 16, 1024)
+    assert all(isinstance(preset, Pretrain) and preset.preset == name for name, preset in PRESETS.items())
