@@ -20,6 +20,15 @@ from torch.nn.attention.bias import causal_lower_right
 from attention_mechanisms.masks import causal_mask
 
 
+def rms_normalised(x: Tensor) -> Tensor:
+    """(…, head_dim) to vectors of length √head_dim: what QK-norm makes of queries and keys (Henry et al. 2020).
+
+    However the matrices grow in training, no score is then above √head_dim, so that the softmax cannot become one-hot
+    and its gradient nothing (Dehghani et al. 2023, section 2).
+    """
+    return F.rms_norm(x, x.shape[-1:], eps=1e-6).to(x.dtype)
+
+
 def plain_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:

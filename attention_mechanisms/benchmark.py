@@ -65,10 +65,12 @@ class Benchmark(ContextBenchmark):
 class NaiveLatentAttention(MultiHeadLatentAttention):
     """Latent attention that writes out all keys and values at every step: the same numbers, the hard way."""
 
-    def forward(self, x: Tensor, cache: LatentCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: LatentCache | None = None, mask: Tensor | None = None, values: Tensor | None = None
+    ) -> Tensor:
         """As in `MultiHeadLatentAttention`, never absorbed."""
         if cache is None:
-            return super().forward(x)
+            return super().forward(x, None, mask, values)
         q, latents = self.queries(x, cache.length), self.latents(x, cache.length)
         k, v = self.expanded(cache.append(latents))  # (batch, n_head, keys, head_dim + d_rope), (…, head_dim)
         return self.merge(fast_attention(q, k, v, causal=True, scale=self.scale))

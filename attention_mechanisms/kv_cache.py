@@ -90,11 +90,13 @@ class Cache:
         return sum(buffer.nbytes for buffer in self.buffers)
 
     @classmethod
-    def require(cls, cache: Any) -> None:
-        """Raises ValueError where an attention that keeps such a cache is given that of another.
+    def require(cls, cache: Any, mask: Tensor | None = None) -> None:
+        """Raises ValueError where an attention that keeps such a cache is given that of another, or a mask beside it.
 
         A class of your own, with the same methods, is taken as it is.
         """
+        if mask is not None:
+            raise ValueError("a mask is for whole windows, without a cache: the cache knows who may look at whom")
         if isinstance(cache, Cache) and not isinstance(cache, cls):
             raise ValueError(
                 f"this attention keeps a {cls.__name__} and was given a {type(cache).__name__}: use the make_cache of "

@@ -28,6 +28,43 @@ def causal_mask(n_query: int, n_key: int, device: torch.device | str | None = No
     return torch.ones(n_query, n_key, dtype=torch.bool, device=device).tril(diagonal=n_key - n_query)
 
 
+def document_mask(documents: Tensor) -> Tensor:
+    """True where a token may attend to one before it of its own document, in windows that are packed with several.
+
+    Documents 0 0 0 1 1:
+
+        1 . . . .
+        1 1 . . .
+        1 1 1 . .
+        . . . 1 .
+        . . . 1 1
+
+    Args:
+        documents: int64 (batch, tokens), a number for each document.
+
+    Returns:
+        bool (batch, 1, tokens, tokens): the 1 stands for all heads.
+    """
+    tokens = documents.shape[1]
+    same = documents[:, None, :, None] == documents[:, None, None, :]  # (batch, 1, tokens, tokens)
+    return same & causal_mask(tokens, tokens, documents.device)
+
+
+def windowed(mask: Tensor, window: int, n_sink: int = 0) -> Tensor:
+    """`mask`, less what is neither among the last `window` keys of a query nor among the first `n_sink` that it sees.
+
+    Args:
+        mask: bool (…, tokens, tokens), True where a query may look: `causal_mask`, or narrower.
+
+    Returns:
+        The same shape.
+    """
+    position = torch.arange(mask.shape[-1], device=mask.device)
+    query, key = position[:, None], position
+    first = mask.int().argmax(dim=-1, keepdim=True)  # (…, tokens, 1): where the text of each query begins
+    return mask & ((key > query - window) | (key < first + n_sink))
+
+
 def visible(
     query_positions: Tensor,
     key_positions: Tensor,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from attention_mechanisms.attend import fast_attention, plain_attention
+from attention_mechanisms.attend import fast_attention, plain_attention, rms_normalised
 from attention_mechanisms.cost import AttentionCost
 from attention_mechanisms.kv_cache import KVCache
 from attention_mechanisms.masks import causal_mask
@@ -34,20 +34,27 @@ class MultiHeadAttention(nn.Module):
         dropout: probability with which attention weights, and parts of the output, are set to zero in training.
         bias: whether the projections have biases.
         rotary: turns queries and keys by their positions; None where positions are learned.
+        qk_norm: whether queries and keys are brought to one length, √head_dim, before their product; without weights.
 
     Raises:
         ValueError: `n_head` does not divide `d_model`.
     """
 
     def __init__(
-        self, d_model: int, n_head: int, dropout: float = 0.0, bias: bool = True, rotary: Rotary | None = None
+        self,
+        d_model: int,
+        n_head: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        rotary: Rotary | None = None,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         if n_head < 1 or d_model % n_head:
             raise ValueError(f"d_model={d_model} is not divisible by n_head={n_head}")
         self.n_head = n_head
         self.head_dim = d_model // n_head
-        self.rotary = rotary
+        self.rotary, self.qk_norm = rotary, qk_norm
         if rotary is not None:
             rotary.require(self.head_dim)
         self.c_attn = nn.Linear(d_model, 3 * d_model, bias=bias)  # W_q, W_k and W_v, one product instead of three
@@ -55,38 +62,50 @@ class MultiHeadAttention(nn.Module):
         self.attention_dropout = dropout
         self.residual_dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: KVCache | None = None, mask: Tensor | None = None, values: Tensor | None = None
+    ) -> Tensor:
         """Attends from each token of `x` to itself, those before it in `x`, and those in `cache`.
 
         Args:
             x: (batch, tokens, d_model).
             cache: keys and values of the tokens before `x`; those of `x` are appended to it.
+            mask: bool (batch or 1, 1, tokens, tokens), True where a query may look, in place of the causal one; only
+                without a cache.
+            values: (batch, tokens, d_model), added to the values.
 
         Returns:
             (batch, tokens, d_model).
+
+        Raises:
+            ValueError: the cache is of another attention, or comes with a mask.
         """
-        q, k, v = self.project(x, cache.length if cache is not None else 0)  # each (batch, n_head, tokens, head_dim)
-        mask = None
+        start = cache.length if cache is not None else 0
+        q, k, v = self.project(x, start, values)  # each (batch, n_head, tokens, head_dim)
         if cache is not None:
-            KVCache.require(cache)
+            KVCache.require(cache, mask)
             k, v = cache.append(k, v)  # (batch, n_head, keys, head_dim)
             mask = cache.padding_mask(x.shape[1])
         dropout = self.attention_dropout if self.training else 0.0
         y = fast_attention(q, k, v, mask, causal=mask is None, dropout=dropout)  # (batch, n_head, tokens, head_dim)
         return self.residual_dropout(self.c_proj(y.transpose(1, 2).flatten(2)))  # heads side by side again
 
-    def reference(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def reference(self, x: Tensor, mask: Tensor | None = None, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`forward` without a cache, by the formula, and the attention weights (batch, n_head, tokens, tokens)."""
-        q, k, v = self.project(x)  # each (batch, n_head, tokens, head_dim)
-        mask = causal_mask(x.shape[1], x.shape[1], x.device)
+        q, k, v = self.project(x, values=values)  # each (batch, n_head, tokens, head_dim)
+        mask = causal_mask(x.shape[1], x.shape[1], x.device) if mask is None else mask
         y, weights = plain_attention(q, k, v, mask, self.attention_dropout if self.training else 0.0)
         return self.residual_dropout(self.c_proj(y.transpose(1, 2).flatten(2))), weights
 
-    def project(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, start: int = 0, values: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of `x`, whose first token is at `start`: each (batch, n_head, tokens, head_dim)."""
         batch, tokens, _ = x.shape
         qkv = self.c_attn(x).view(batch, tokens, 3, self.n_head, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, n_head, tokens, head_dim)
+        if values is not None:
+            v = v + values.unflatten(2, (-1, self.head_dim)).transpose(1, 2).to(v.dtype)
+        if self.qk_norm:
+            q, k = rms_normalised(q), rms_normalised(k)
         if self.rotary is not None:
             q, k = self.rotary(q, start), self.rotary(k, start)
         return q, k, v

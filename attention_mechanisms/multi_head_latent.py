@@ -40,6 +40,9 @@ from attention_mechanisms.kv_cache import LatentCache
 from attention_mechanisms.masks import causal_mask
 from attention_mechanisms.rotary import Rotary
 
+NO_VALUES = "value embeddings cannot be: values come from latents, and the cache keeps those alone"
+NO_QK_NORM = "qk_norm cannot be: keys come from latents and are never written out while decoding, so none has a length"
+
 
 class LatentNorm(nn.RMSNorm):
     """RMSNorm in the number format of its weights, also under autocast, where the latent comes in half precision."""
@@ -102,21 +105,30 @@ class MultiHeadLatentAttention(nn.Module):
         self.attention_dropout = dropout
         self.residual_dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, cache: LatentCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: LatentCache | None = None, mask: Tensor | None = None, values: Tensor | None = None
+    ) -> Tensor:
         """Attends from each token of `x` to itself, those before it in `x`, and those in `cache`.
 
         Args:
             x: (batch, tokens, d_model).
             cache: latents of the tokens before `x`; those of `x` are appended to it.
+            mask: bool (batch or 1, 1, tokens, tokens), True where a query may look, in place of the causal one; only
+                without a cache.
+            values: for other attentions: nothing can be added to values that come from latents.
 
         Returns:
             (batch, tokens, d_model).
+
+        Raises:
+            ValueError: the cache is of another attention, or comes with a mask; or `values` are given.
         """
+        if values is not None:
+            raise ValueError(NO_VALUES)
         tokens, start = x.shape[1], cache.length if cache is not None else 0
         q, latents = self.queries(x, start), self.latents(x, start)
-        mask = None
         if cache is not None:
-            LatentCache.require(cache)
+            LatentCache.require(cache, mask)
             latents = cache.append(latents)  # (batch, keys, d_latent + d_rope)
             mask = cache.padding_mask(tokens)
         dropout = self.attention_dropout if self.training else 0.0
@@ -132,10 +144,12 @@ class MultiHeadLatentAttention(nn.Module):
             y = fast_attention(q, k, v, mask, mask is None, dropout, self.scale)
         return self.merge(y)
 
-    def reference(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def reference(self, x: Tensor, mask: Tensor | None = None, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`forward` without a cache, by the formula, and the attention weights (batch, n_head, tokens, tokens)."""
+        if values is not None:
+            raise ValueError(NO_VALUES)
         k, v = self.expanded(self.latents(x))
-        mask = causal_mask(x.shape[1], x.shape[1], x.device)
+        mask = causal_mask(x.shape[1], x.shape[1], x.device) if mask is None else mask
         dropout = self.attention_dropout if self.training else 0.0
         y, weights = plain_attention(self.queries(x), k, v, mask, dropout, self.scale)
         return self.merge(y), weights

@@ -27,11 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_mechanisms.attend import fast_attention, plain_attention
+from attention_mechanisms.attend import fast_attention
 from attention_mechanisms.cost import AttentionCost
 from attention_mechanisms.grouped_query import GroupedQueryAttention
 from attention_mechanisms.kv_cache import KVCache, RollingCache
-from attention_mechanisms.masks import visible
+from attention_mechanisms.masks import causal_mask, visible, windowed
 from attention_mechanisms.rotary import Rotary
 
 _BLOCK = 128  # queries computed together: larger reads more keys in vain, smaller makes more calls
@@ -60,28 +60,35 @@ class SlidingWindowAttention(GroupedQueryAttention):
         dropout: float = 0.0,
         bias: bool = True,
         rotary: Rotary | None = None,
+        qk_norm: bool = False,
     ) -> None:
-        super().__init__(d_model, n_head, n_head if n_kv_head is None else n_kv_head, dropout, bias, rotary)
+        super().__init__(d_model, n_head, n_head if n_kv_head is None else n_kv_head, dropout, bias, rotary, qk_norm)
         check_window(window, n_sink)
         self.window, self.n_sink = window, n_sink
 
-    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+    def forward(self, x: Tensor, cache: Any = None, mask: Tensor | None = None, values: Tensor | None = None) -> Tensor:
         """Attends from each token of `x` to itself and those before it, in `x` and in `cache`, within the window.
 
         Args:
             x: (batch, tokens, d_model).
             cache: what `make_cache` gave.
+            mask: bool (batch or 1, 1, tokens, tokens), True where a query may look if the window lets it, in place of
+                the causal one; only without a cache. Sinks are then the first tokens that a query may look at.
+            values: (batch, tokens, n_kv_head * head_dim), added to the values.
 
         Returns:
             (batch, tokens, d_model).
+
+        Raises:
+            ValueError: the cache is of another attention or window, or comes with a mask.
         """
         if self.window is None:
-            return super().forward(x, cache)
+            return super().forward(x, cache, mask, values)
         tokens, start = x.shape[1], cache.length if cache is not None else 0
-        q, k, v = self.project(x, start)
+        q, k, v = self.project(x, start, values)
         if cache is None:
-            return self.merge(self.whole_text(q, k, v))
-        RollingCache.require(cache)
+            return self.merge(self.whole_text(q, k, v, mask))
+        RollingCache.require(cache, mask)
         if (cache.window, cache.n_sink) != (min(self.window, cache.max_length), self.n_sink):
             raise ValueError(
                 f"the cache is of window {cache.window} with {cache.n_sink} sinks, the attention of {self.window} with "
@@ -92,16 +99,18 @@ class SlidingWindowAttention(GroupedQueryAttention):
             end = start + tokens
             positions = torch.arange(end - (k.shape[2] - self.n_sink), end, device=x.device)
             return self.merge(self.banded(q, k, v, start, positions, cache.sink_positions(x.device), cache.padding))
-        mask = None
         some_sinks_are_near = self.n_sink and start < self.window + self.n_sink - 1
         if some_sinks_are_near or cache.padding is not None:
             at, sinks = torch.tensor([start], device=x.device), cache.sink_positions(x.device)
             mask = self.mask(at, cache.ring_positions(), sinks, cache.padding)
         return self.merge(fast_attention(q, k, v, mask, dropout=self.dropout_now))
 
-    def whole_text(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def whole_text(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attention without a cache, for training: q (batch, n_head, tokens, head_dim), k and v of the same tokens."""
         assert self.window is not None
+        if mask is not None:  # it is as large as all scores already, so the band saves nothing
+            mask = windowed(mask, self.window, self.n_sink)
+            return fast_attention(q, k, v, mask, dropout=self.dropout_now)
         tokens, n_sink = q.shape[2], min(self.n_sink, q.shape[2])
         if tokens <= self.window:
             return fast_attention(q, k, v, causal=True, dropout=self.dropout_now)
@@ -160,12 +169,12 @@ class SlidingWindowAttention(GroupedQueryAttention):
         far = sinks[:, None, None, :] <= queries[:, None] - self.window  # (batch or 1, 1, n_query, n_sink)
         return torch.cat([far.expand(near.shape[0], -1, -1, -1), near], dim=3)
 
-    def reference(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def reference(self, x: Tensor, mask: Tensor | None = None, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`forward` without a cache, with a whole mask, and the attention weights (batch, n_head, tokens, tokens)."""
-        positions = torch.arange(x.shape[1], device=x.device)
-        mask = visible(positions, positions, self.window, self.n_sink)
-        y, weights = plain_attention(*self.project(x), mask, self.dropout_now)
-        return self.merge(y), weights
+        if self.window is not None:
+            mask = causal_mask(x.shape[1], x.shape[1], x.device) if mask is None else mask
+            mask = windowed(mask, self.window, self.n_sink)
+        return super().reference(x, mask, values)
 
     def make_cache(  # type: ignore[override]
         self, batch_size: int, max_length: int, padding: Tensor | None = None, like: Tensor | None = None

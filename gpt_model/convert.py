@@ -43,11 +43,14 @@ def to_grouped_query(model: GPT, n_kv_head: int) -> GPTWithGQA:
     config = GPTWithGQAConfig(**_shape(model), n_kv_head=n_kv_head)
     weights = dict(model.state_dict())
     for prefix in _attention_prefixes(model):
-        for kind in ("weight", "bias"):
+        for kind in ("weight", "bias") if config.bias else ("weight",):
             name = f"{prefix}.c_attn.{kind}"
             q, k, v = weights[name].chunk(3)  # each (d_model, d_model) or, of the bias, (d_model,)
             pooled = [_mean_of_groups(heads, config.n_head, n_kv_head) for heads in (k, v)]
             weights[name] = torch.cat([q, *pooled])
+    for name in weights:
+        if ".value_embeddings." in name:  # added to the values, so pooled like them
+            weights[name] = _mean_of_groups(weights[name].T, config.n_head, n_kv_head).T
     variant = GPTWithGQA(config)
     _fill(variant, weights, model)
     return variant
@@ -63,7 +66,8 @@ def to_latent(model: GPT, d_latent: int) -> GPTWithMLA:
     """The model with keys and values made from a latent vector of `d_latent` numbers.
 
     Raises:
-        ValueError: `model` is no multi-head GPT with learned positions, or `d_latent` is above its width.
+        ValueError: `model` is no multi-head GPT with learned positions, `d_latent` is above its width, or the model has
+            what latent attention cannot have (`qk_norm`, `value_embeddings`).
     """
     if model.config.positions != "learned":
         raise ValueError(
@@ -75,18 +79,21 @@ def to_latent(model: GPT, d_latent: int) -> GPTWithMLA:
     d_model = config.d_model
     for prefix in _attention_prefixes(model):
         q, k, v = weights.pop(f"{prefix}.c_attn.weight").chunk(3)  # each (d_model, d_model)
-        q_bias, _, v_bias = weights.pop(f"{prefix}.c_attn.bias").chunk(3)
         left, singular, right = _svd(k, v)  # (2 d_model, d_model), (d_model,), (d_model, d_model)
         root = singular[:d_latent].sqrt()  # half to each side, so that both learn at one pace
         up = (left[:, :d_latent] * root).to(k.dtype)  # (2 d_model, d_latent)
         weights |= {
             f"{prefix}.q_up.weight": q,
-            f"{prefix}.q_up.bias": q_bias,
             f"{prefix}.kv_down.weight": (root[:, None] * right[:d_latent]).to(k.dtype),  # (d_latent, d_model)
             f"{prefix}.k_up.weight": up[:d_model],
             f"{prefix}.v_up.weight": up[d_model:],
-            f"{prefix}.c_proj.bias": weights[f"{prefix}.c_proj.bias"] + weights[f"{prefix}.c_proj.weight"] @ v_bias,
         }
+        if config.bias:
+            q_bias, _, v_bias = weights.pop(f"{prefix}.c_attn.bias").chunk(3)
+            weights[f"{prefix}.q_up.bias"] = q_bias
+            weights[f"{prefix}.c_proj.bias"] = (
+                weights[f"{prefix}.c_proj.bias"] + weights[f"{prefix}.c_proj.weight"] @ v_bias
+            )
     variant = GPTWithMLA(config)
     _fill(variant, weights, model)
     return variant

@@ -39,8 +39,7 @@ def next_logits(model: GPT, ids: Tensor, cache: LayerCaches) -> Tensor:
 def next_logits_statically(model: GPT, ids: Tensor, cache: LayerCaches) -> Tensor:
     """The same with static caches: no number of it is known to Python, so none of them is checked."""
     positions = cache.positions(ids.shape[1], ids.device)
-    logits: Tensor = model.lm_head(model.transformer(ids, positions, cache)[:, -1])
-    return logits
+    return model.logits_of(model.transformer(ids, positions, cache)[:, -1])
 
 
 def decoding_step(device: torch.device, compiled: bool) -> Step:

@@ -177,7 +177,8 @@ def with_rounded_weights(model: GPT, storage: Storage) -> GPT:
     for layer in rounded.modules():
         if isinstance(layer, nn.Linear):
             layer.weight.data = WeightOnlyLinear(layer.weight.data, None, storage).weight
-    rounded.transformer.wte.weight = rounded.lm_head.weight
+    if model.config.tie_embeddings:
+        rounded.transformer.wte.weight = rounded.lm_head.weight
     return rounded
 
 

@@ -33,6 +33,10 @@ class GPTWithGQAConfig(GPTConfig):
         super().__post_init__()
         check_heads(self.d_model, self.n_head, self.n_kv_head)
 
+    @property
+    def d_values(self) -> int:
+        return self.n_kv_head * (self.d_model // self.n_head)
+
     def attention_arguments(self, layer: int) -> dict[str, Any]:
         return super().attention_arguments(layer) | {"n_kv_head": self.n_kv_head}
 

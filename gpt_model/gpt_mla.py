@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from attention_mechanisms import MultiHeadLatentAttention
-from attention_mechanisms.multi_head_latent import check_latents
+from attention_mechanisms.multi_head_latent import NO_QK_NORM, NO_VALUES, check_latents
 from gpt_model.gpt import GPT, GPTConfig
 
 
@@ -21,7 +21,8 @@ class GPTWithMLAConfig(GPTConfig):
     """The shape of a GPT with multi-head latent attention.
 
     Raises:
-        ValueError: as `GPTConfig`, or a latent is wider than what it is made from, or `d_rope` is odd.
+        ValueError: as `GPTConfig`, or a latent is wider than what it is made from, or `d_rope` is odd; or `qk_norm` or
+            `value_embeddings`, for which there would have to be keys and values.
     """
 
     positions: Literal["learned", "rope"] = "rope"
@@ -38,13 +39,19 @@ class GPTWithMLAConfig(GPTConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_latents(self.d_model, self.n_head, self.d_latent, self.d_query_latent)
+        if self.qk_norm:
+            raise ValueError(NO_QK_NORM)
+        if self.value_embeddings:
+            raise ValueError(NO_VALUES)
 
     @property
     def rotary_dim(self) -> int:
         return self.d_rope
 
     def attention_arguments(self, layer: int) -> dict[str, Any]:
-        return super().attention_arguments(layer) | {
+        shared = super().attention_arguments(layer)
+        del shared["qk_norm"]  # refused above
+        return shared | {
             "d_latent": self.d_latent,
             "d_query_latent": self.d_query_latent,
             "latent_norm": self.latent_norm,

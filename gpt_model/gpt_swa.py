@@ -45,6 +45,10 @@ class GPTWithSWAConfig(GPTConfig):
         if self.n_kv_head is not None:
             check_heads(self.d_model, self.n_head, self.n_kv_head)
 
+    @property
+    def d_values(self) -> int:
+        return (self.n_kv_head or self.n_head) * (self.d_model // self.n_head)
+
     def attention_arguments(self, layer: int) -> dict[str, Any]:
         is_global = self.global_every > 0 and (layer + 1) % self.global_every == 0
         return super().attention_arguments(layer) | {

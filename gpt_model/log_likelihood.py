@@ -86,7 +86,7 @@ def _judge(model: GPT, pairs: Sequence[Pair], precision: Precision) -> list[tupl
         hidden = model.hidden_states(ids)  # (batch, longest, d_model)
         for vectors, row, (_, continuation) in zip(hidden, rows, pairs, strict=True):
             n, end = len(continuation), len(row) - 1
-            logits = model.lm_head(vectors[end - n : end]).float()  # (n, vocab_size)
+            logits = model.logits_of(vectors[end - n : end]).float()  # (n, vocab_size)
             targets = torch.tensor(row[-n:], device=model.device)  # (n,)
             sums.append(-F.cross_entropy(logits, targets, reduction="sum"))
             greedy.append((logits.argmax(dim=-1) == targets).all())

@@ -16,8 +16,8 @@ mapped, so that its pages come in as they are read; and each tensor is turned an
 where it stays. Mapped pages count as memory in use until their file is let go, and the system may drop them before
 that: a process that loads a single file shows up to twice its size, and hardly more than once in pieces.
 
-What GPT-2 is not (rotary positions, another attention) has a `model_type` of its own and is kept as it is here, so that
-no other program opens it as something that it is not.
+What GPT-2 is not (rotary positions, another norm or attention) has a `model_type` of its own and is kept as it is here,
+so that no other program opens it as something that it is not.
 """
 
 from __future__ import annotations
@@ -69,6 +69,17 @@ _HUGGING_FACE_NAMES = {
     "layer_norm_epsilon": "layer_norm_epsilon",
     "d_ff": "n_inner",
 }
+# Fields that came later. A folder that lacks them was written before, and is as their defaults say.
+_LATER = {
+    "norm",
+    "activation",
+    "bias",
+    "qk_norm",
+    "zero_projections",
+    "logit_softcap",
+    "value_embeddings",
+    "tie_embeddings",
+}
 _CLASSES: dict[str, type[GPT]] = {
     "gpt2": GPT,
     "scratchbook_gpt": GPT,
@@ -91,10 +102,16 @@ _GPT2 = {
 
 def to_huggingface(model: GPT) -> dict[str, Tensor]:
     """The model's weights under Hugging Face's names and in its layout; a variant's in that of `nn.Linear`."""
-    weights = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    weights = _without_copies(model)
     if model_type(model) != "gpt2":
         return {name: tensor.contiguous() for name, tensor in weights.items()}
     return {name: (w.T if name.endswith(_TRANSPOSED) else w).contiguous() for name, w in weights.items()}
+
+
+def _without_copies(model: GPT) -> dict[str, Tensor]:
+    """The model's weights, without an output matrix that is the embedding."""
+    tied = model.config.tie_embeddings
+    return {name: w for name, w in model.state_dict().items() if not (tied and name == "lm_head.weight")}
 
 
 def from_huggingface(
@@ -114,19 +131,24 @@ def from_huggingface(
         ValueError: names or shapes differ (the message lists the first ones), a tensor is not of floating point, or it
             holds infinite numbers or NaN.
     """
-    weights = {name if name.startswith("transformer.") else f"transformer.{name}": w for name, w in weights.items()}
-    head = weights.pop("transformer.lm_head.weight", None)
+    own = ("transformer.", "lm_head.")
+    weights = {name if name.startswith(own) else f"transformer.{name}": w for name, w in weights.items()}
+    tied = model.config.tie_embeddings
+    head = weights.pop("lm_head.weight", None) if tied else None
     if head is not None and not torch.equal(head, weights.get("transformer.wte.weight", head[:0])):
         raise ValueError("the output matrix lm_head.weight is not the embedding: this is not a GPT-2 with tied weights")
     ignored = (".attn.bias", ".attn.masked_bias")  # masks that old versions saved
     transposed = _TRANSPOSED if model_type(model) == "gpt2" else ()
     ours = {name: w.T if name.endswith(transposed) else w for name, w in weights.items() if not name.endswith(ignored)}
-    _require_same(ours, {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"})
+    _require_same(ours, _without_copies(model))
     del weights, head  # so that each tensor is let go once it is copied, and a file with its last
     wanted = dtype or ours["transformer.wte.weight"].dtype
     placed = {name: _place(name, ours.pop(name), device, wanted) for name in list(ours)}
-    model.load_state_dict(placed | {"lm_head.weight": placed["transformer.wte.weight"]}, assign=True)
-    model.lm_head.weight = model.transformer.wte.weight
+    if tied:
+        placed["lm_head.weight"] = placed["transformer.wte.weight"]
+    model.load_state_dict(placed, assign=True)
+    if tied:
+        model.lm_head.weight = model.transformer.wte.weight
 
 
 def _require_same(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -156,7 +178,8 @@ def _place(name: str, source: Tensor, device: torch.device | str, dtype: torch.d
 
 def model_type(model: GPT) -> str:
     """What `config.json` calls the model: gpt2 where it is one, and otherwise a name of this project's."""
-    if type(model) is GPT and model.config.positions == "learned":
+    told = {ours: getattr(model.config, ours) for ours in (*_HUGGING_FACE_NAMES, "rope_base")}  # the last has no effect
+    if type(model) is GPT and model.config == GPTConfig(**told):
         return "gpt2"
     return next(name for name, kind in reversed(_CLASSES.items()) if kind is type(model))
 
@@ -230,7 +253,7 @@ def _config_from(content: dict[str, Any], path: Path) -> GPTConfig:
     hints = get_type_hints(config_class)
     names = {ours: _HUGGING_FACE_NAMES.get(ours) if kind == "gpt2" else ours for ours in hints}
     if kind != "gpt2":  # our own files say everything; GPT-2's may leave out what is as in GPT-2
-        if missing := sorted(names.keys() - content.keys()):
+        if missing := sorted(names.keys() - content.keys() - _LATER):
             raise ValueError(f"{path} lacks {', '.join(missing)}: without them the model would be another one")
         if unknown := sorted(content.keys() - names.keys() - _BESIDE_SHAPE):
             raise ValueError(f"{path} has {', '.join(unknown)}, which no {kind} has: is it misspelt?")

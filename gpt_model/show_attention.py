@@ -42,8 +42,8 @@ def attention_weights(model: GPT, ids: Tensor) -> list[Tensor]:
     x = body.wte(ids)  # (batch, tokens, d_model)
     if body.wpe is not None:
         x = x + body.wpe(torch.arange(ids.shape[1], device=ids.device))
-    for block in body.blocks:
-        y, weights = block.attn.reference(block.ln_1(x))
+    for i, block in enumerate(body.blocks):
+        y, weights = block.attn.reference(block.ln_1(x), values=body.values(i, ids))
         all_weights.append(weights)
         x = x + y
         x = x + block.mlp(block.ln_2(x))

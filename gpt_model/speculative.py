@@ -277,5 +277,4 @@ class TextReader:
 
     def read(self, ids: Tensor, n: int) -> Tensor:
         """Reads on. Ids (1, tokens) to the logits of what follows each of the last `n`, (n, vocab_size)."""
-        logits: Tensor = self.model.lm_head(self.model.hidden_states(ids, self.cache)[0, -n:])
-        return logits
+        return self.model.logits_of(self.model.hidden_states(ids, self.cache)[0, -n:])

@@ -96,14 +96,14 @@ class WeightOnlyLinear(nn.Module):
 
 
 class WeightOnlyEmbedding(nn.Module):
-    """The embedding that shares its matrix with the output: of a stored matrix, some rows are widened."""
+    """A table of stored rows, some of which are widened. Its matrix may be the output's, as `nn.Linear` keeps it."""
 
     def __init__(self, head: WeightOnlyLinear) -> None:
         super().__init__()
         self.head = head
 
     def forward(self, ids: Tensor) -> Tensor:
-        """int64 (…) to (…, d_model)."""
+        """int64 (…) to (…, width)."""
         return self.head.rows(ids)
 
 
@@ -135,8 +135,18 @@ def store_weights(model: GPT, storage: Storage) -> GPT:
             else:
                 kept = WeightOnlyLinear(layer.weight.detach(), bias, storage)
             setattr(light.get_submodule(parent), own, kept)
-    light.transformer.wte = cast(Any, WeightOnlyEmbedding(cast(Any, light.lm_head)))
+    for name, table in model.transformer.value_embeddings.items():
+        light.transformer.value_embeddings[name] = _stored_table(table, storage)
+    own_table = model.transformer.wte
+    tied = model.config.tie_embeddings
+    wte = WeightOnlyEmbedding(cast(Any, light.lm_head)) if tied else _stored_table(own_table, storage)
+    light.transformer.wte = cast(Any, wte)
     return light.train(model.training).requires_grad_(False)
+
+
+def _stored_table(table: nn.Module, storage: Storage) -> WeightOnlyEmbedding:
+    """An embedding with its rows in a stored format."""
+    return WeightOnlyEmbedding(WeightOnlyLinear(cast(nn.Embedding, table).weight.detach(), None, storage))
 
 
 def few_rows_are_fast() -> bool:

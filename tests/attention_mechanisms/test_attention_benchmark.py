@@ -98,8 +98,8 @@ def test_the_naive_latent_kind_is_the_same_attention():
 
 def test_nothing_is_measured_that_differs():
     class Wrong(NaiveLatentAttention):
-        def forward(self, x, cache=None):
-            return super().forward(x, cache) * 1.01
+        def forward(self, x, cache=None, mask=None, values=None):
+            return super().forward(x, cache, mask, values) * 1.01
 
     with pytest.raises(UserError, match=r"forward of wrong in float32 is .* away from reference: nothing was measured"):
         require_correct("wrong", Wrong(768, 12, 8), 8, "float32", torch.device("cpu"))
