@@ -152,7 +152,7 @@ def without_projections(layer: Any, x: Tensor) -> Any:
         bare.queries, bare.latents = lambda x, start=0: q, lambda x, start=0: latents
     else:
         projected = layer.project(x)
-        bare.project = lambda x, start=0: projected
+        bare.project = lambda x, start=0, values=None: projected
     return bare
 
 

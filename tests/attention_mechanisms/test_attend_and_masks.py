@@ -12,8 +12,8 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from attention_mechanisms import Rotary
-from attention_mechanisms.attend import fast_attention, plain_attention
-from attention_mechanisms.masks import causal_mask, visible
+from attention_mechanisms.attend import fast_attention, plain_attention, rms_normalised
+from attention_mechanisms.masks import causal_mask, document_mask, visible, windowed
 from attention_mechanisms.rotary import rotation_table
 
 
@@ -126,6 +126,38 @@ def test_visible_equals_a_loop_over_positions(data):
 
 def test_visible_without_window_and_padding_is_the_causal_mask():
     torch.testing.assert_close(visible(torch.arange(3, 7), torch.arange(7))[0, 0], causal_mask(4, 7))
+
+
+documents = st.lists(st.lists(st.integers(0, 2), min_size=9, max_size=9), min_size=1, max_size=3)
+
+
+@given(documents)
+def test_a_token_sees_those_before_it_of_its_document(rows):
+    mask = document_mask(torch.tensor(rows))
+    assert mask.shape == (len(rows), 1, 9, 9)
+    for b, row in enumerate(rows):
+        for i in range(9):
+            assert mask[b, 0, i].tolist() == [j <= i and row[j] == row[i] for j in range(9)]
+
+
+@given(documents, st.integers(1, 10), st.integers(0, 3))
+def test_a_window_within_a_mask_equals_a_loop_over_what_each_query_sees(rows, window, n_sink):
+    rows = [sorted(row) for row in rows]  # documents one behind the other
+    mask = windowed(document_mask(torch.tensor(rows)), window, n_sink)
+    for b, row in enumerate(rows):
+        for i in range(9):
+            own = [j for j in range(i + 1) if row[j] == row[i]]
+            assert mask[b, 0, i].nonzero().flatten().tolist() == sorted({*own[-window:], *own[:n_sink]})
+
+
+def test_normalised_queries_have_one_length_and_no_score_is_above_it():
+    x = 100 * torch.randn(2, 3, 5, 16)
+    q, k = rms_normalised(x), rms_normalised(torch.randn(2, 3, 5, 16))
+    torch.testing.assert_close(q, 4 * x / x.norm(dim=-1, keepdim=True))  # √16
+    assert (q @ k.mT / 4).abs().max() <= 4.001
+    assert rms_normalised(x.bfloat16()).dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert rms_normalised(x.bfloat16()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("base", [10_000.0, 500_000.0])

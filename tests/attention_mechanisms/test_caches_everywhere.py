@@ -21,10 +21,11 @@ from attention_mechanisms import (
     pad_left,
 )
 from attention_mechanisms.cost import count_flops
+from attention_mechanisms.masks import document_mask
 from tests.attention_mechanisms.helpers import randomise
 
 WINDOW, N_SINK = 4, 2
-VARIANTS = ["mha", "gqa", "mla", "mla_query", "swa", "swa_sinks"]
+VARIANTS = ["mha", "mha_qk_norm", "gqa", "gqa_qk_norm", "mla", "mla_query", "swa", "swa_qk_norm", "swa_sinks"]
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 with_and_without_rope = pytest.mark.parametrize("rope", [False, True], ids=["no_rope", "rope"])
 chunk_lists = st.lists(st.integers(1, 6), min_size=1, max_size=5)
@@ -32,18 +33,19 @@ chunk_lists = st.lists(st.integers(1, 6), min_size=1, max_size=5)
 
 def make(variant: str, rope: bool, bias: bool = True, d_model: int = 16, n_head: int = 4) -> Any:
     rotary = Rotary(d_model // n_head, 64) if rope else None
+    shared: dict[str, Any] = {"bias": bias, "rotary": rotary, "qk_norm": variant.endswith("qk_norm")}
     attention: torch.nn.Module
-    if variant == "mha":
-        attention = MultiHeadAttention(d_model, n_head, bias=bias, rotary=rotary)
-    elif variant == "gqa":
-        attention = GroupedQueryAttention(d_model, n_head, n_head // 2, bias=bias, rotary=rotary)
+    if variant.startswith("mha"):
+        attention = MultiHeadAttention(d_model, n_head, **shared)
+    elif variant.startswith("gqa"):
+        attention = GroupedQueryAttention(d_model, n_head, n_head // 2, **shared)
     elif variant.startswith("mla"):
         rotary = Rotary(2, 64) if rope else None
         d_query_latent = 6 if variant == "mla_query" else None
         attention = MultiHeadLatentAttention(d_model, n_head, d_model // 2, d_query_latent, bias=bias, rotary=rotary)
     else:
         n_sink = N_SINK if variant == "swa_sinks" else 0
-        attention = SlidingWindowAttention(d_model, n_head, WINDOW, n_sink, n_head // 2, bias=bias, rotary=rotary)
+        attention = SlidingWindowAttention(d_model, n_head, WINDOW, n_sink, n_head // 2, **shared)
     randomise(attention)
     return attention.eval()
 
@@ -196,6 +198,59 @@ def test_outputs_and_gradients_equal_the_plain_formula(variant, rope, bias, toke
         assert_near(one, other)
 
 
+@pytest.mark.parametrize("variant", ["mha_qk_norm", "gqa", "swa", "swa_sinks"])
+@settings(max_examples=12)
+@given(chunks=chunk_lists)
+def test_values_that_are_added_equal_another_bias_for_each_token_in_any_chunking(variant, chunks):
+    attention = make(variant, rope=True)
+    tokens, d_values = sum(chunks), attention.c_attn.out_features - 16 - (8 if variant != "mha_qk_norm" else 16)
+    torch.manual_seed(tokens)
+    x, values = torch.randn(2, tokens, 16), torch.randn(2, tokens, d_values)
+    cache = attention.make_cache(2, tokens)
+    with torch.no_grad():
+        parts = zip(x.split(chunks, dim=1), values.split(chunks, dim=1), strict=True)
+        y = torch.cat([attention(part, cache, values=added) for part, added in parts], dim=1)
+        expected, weights = attention.reference(x, values=values)
+        assert_near(y, expected)
+        assert_near(attention(x, values=values), expected)
+        added = values.unflatten(2, (-1, 4)).transpose(1, 2)  # (2, heads of values, tokens, 4)
+        gathered = weights @ added.repeat_interleave(4 // added.shape[1], dim=1)  # (2, 4, tokens, 4)
+        more = gathered.transpose(1, 2).flatten(2) @ attention.c_proj.weight.T  # (2, tokens, 16)
+        assert_near(expected, attention.reference(x)[0] + more)
+
+
+@every_variant
+@settings(max_examples=8)
+@given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=4))
+def test_documents_of_a_packed_window_equal_each_alone_with_its_gradient(variant, lengths):
+    attention = make(variant, rope=True).train()
+    torch.manual_seed(sum(lengths))
+    x = torch.randn(2, sum(lengths), 16, requires_grad=True)
+    numbers = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    mask = document_mask(numbers.expand(2, -1))
+    y = attention(x, mask=mask)
+    alone = torch.cat([attention(part) for part in x.split(lengths, dim=1)], dim=1)
+    assert_near(y, alone)
+    assert_near(attention.reference(x, mask)[0], alone)
+    direction = torch.randn_like(y)
+    assert_near(torch.autograd.grad(y, x, direction)[0], torch.autograd.grad(alone, x, direction)[0])
+
+
+@every_variant
+def test_a_mask_beside_a_cache_is_refused(variant):
+    attention = make(variant, rope=True)
+    mask = document_mask(torch.zeros(1, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match="a mask is for whole windows, without a cache"):
+        attention(torch.randn(1, 3, 16), attention.make_cache(1, 8), mask)
+
+
+def test_nothing_can_be_added_to_values_that_come_from_latents():
+    attention, x = make("mla", rope=True), torch.randn(1, 3, 16)
+    for run in (attention, attention.reference):
+        with pytest.raises(ValueError, match="values come from latents"):
+            run(x, values=x)
+
+
 @every_variant
 @with_and_without_rope
 @pytest.mark.parametrize("bias", [False, True])
@@ -293,7 +348,8 @@ def test_a_cache_for_other_texts_is_refused_and_stays_as_it_was(variant, rows, t
 def test_the_cache_of_another_attention_is_refused(of, given):
     attention, cache = make(of, rope=False), make(given, rope=False).make_cache(1, 20)
     same = {"mla_query": "mla"}
-    if same.get(of, of) == same.get(given, given):
+    of, given = (same.get(name, name.removesuffix("_qk_norm")) for name in (of, given))
+    if of == given:
         attention(torch.randn(1, 2, 16), cache)
         return
     with pytest.raises(ValueError, match=r"make_cache of the same model|make a cache with the same model"):

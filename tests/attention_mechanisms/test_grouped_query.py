@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3RotaryEmbedding
 
 from attention_mechanisms import GroupedQueryAttention, MultiHeadAttention, Rotary
 from tests.attention_mechanisms.helpers import (
@@ -19,9 +20,10 @@ from tests.attention_mechanisms.helpers import (
 
 @pytest.mark.parametrize("rotary", [None, Rotary(4, 32)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_as_many_heads_of_keys_as_of_queries_are_multi_head_attention(rotary, bias):
-    ours = GroupedQueryAttention(16, 4, 4, bias=bias, rotary=rotary)
-    theirs = MultiHeadAttention(16, 4, bias=bias, rotary=rotary)
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_as_many_heads_of_keys_as_of_queries_are_multi_head_attention(rotary, bias, qk_norm):
+    ours = GroupedQueryAttention(16, 4, 4, bias=bias, rotary=rotary, qk_norm=qk_norm)
+    theirs = MultiHeadAttention(16, 4, bias=bias, rotary=rotary, qk_norm=qk_norm)
     randomise(theirs)
     ours.load_state_dict(theirs.state_dict())  # the same names too
     x = torch.randn(2, 9, 16)
@@ -48,6 +50,27 @@ def test_outputs_and_gradients_equal_transformers_llama(n_kv_head):
     copy_llama(theirs, ours)
     x = torch.randn(2, 11, 32)
     positions = LlamaRotaryEmbedding(config)(x, torch.arange(11)[None])
+    hidden = torch.full((11, 11), -torch.inf).triu(1)[None, None]
+    assert_same_attention(theirs, ours, x, positions, hidden)
+
+
+@pytest.mark.parametrize("n_kv_head", [1, 4])
+def test_outputs_and_gradients_with_normalised_queries_and_keys_equal_transformers_qwen3(n_kv_head):
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        hidden_size=32,
+        num_attention_heads=4,
+        num_key_value_heads=n_kv_head,
+        head_dim=8,
+        max_position_embeddings=64,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+    )
+    config._attn_implementation = "eager"
+    theirs = Qwen3Attention(config, 0)  # its norms have weights, which start at one and stay so here
+    ours = GroupedQueryAttention(32, 4, n_kv_head, bias=False, rotary=Rotary(8, 64), qk_norm=True)
+    copy_llama(theirs, ours)
+    x = torch.randn(2, 11, 32)
+    positions = Qwen3RotaryEmbedding(config)(x, torch.arange(11)[None])
     hidden = torch.full((11, 11), -torch.inf).triu(1)[None, None]
     assert_same_attention(theirs, ours, x, positions, hidden)
 
