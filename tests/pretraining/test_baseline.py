@@ -56,14 +56,15 @@ def hugging_face(model: BaselineGPT) -> tuple[GPT2LMHeadModel, dict[str, bool]]:
     """GPT-2 with the same weights, and its parameters' names -> whether it has them the other way round."""
     c = model.config
     shape: dict[str, Any] = {
+        "vocab_size": c.vocab_size,
+        "n_positions": c.context_length,
         "n_layer": c.n_layer,
         "n_head": c.n_head,
         "n_embd": c.d_model,
-        "n_positions": c.context_length,
+        "activation_function": "gelu",
+        "attn_implementation": "eager",
     }
-    theirs = GPT2LMHeadModel(
-        GPT2Config(**shape, vocab_size=c.vocab_size, activation_function="gelu", attn_implementation="eager")
-    ).eval()
+    theirs = GPT2LMHeadModel(GPT2Config(**shape)).eval()
     turned = {f"transformer.{name}": ".c_" in name and name.endswith("weight") for name, _ in model.named_parameters()}
     parameters = dict(theirs.named_parameters())
     with torch.no_grad():
