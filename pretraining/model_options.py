@@ -54,16 +54,36 @@ class ModelOptions:
     """Tokens that the model sees at once."""
     dropout: float = 0.0
     """Probability of setting a number to zero in training."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """rmsnorm takes no mean away, and has no bias."""
+    activation: Literal["gelu", "relu2"] = "gelu"
+    """In the MLPs; relu2 is the square of what is above zero."""
+    bias: bool = True
+    """Biases in linear layers and in LayerNorm."""
+    qk_norm: bool = False
+    """Queries and keys of one length."""
+    zero_projections: bool = False
+    """At first the blocks add nothing to the residual stream."""
+    logit_softcap: float | None = None
+    """Bend logits so that they stay between minus this and this."""
+    value_embeddings: bool = False
+    """Every second block adds a learned vector of each token to its values."""
+    tie_embeddings: bool = True
+    """One matrix for input and output."""
 
 
-SHAPE = ("attention", "positions", "d_ff", "n_layer", "n_head", "d_model", "dropout")
+# Fields of the model's config that have a flag of the same name.
+SHAPE = (
+    "positions", "d_ff", "n_layer", "n_head", "d_model", "dropout", "norm", "activation", "bias", "qk_norm",
+    "zero_projections", "logit_softcap", "value_embeddings", "tie_embeddings",
+)  # fmt: skip
 OF_ATTENTION = {"grouped-query": ("n_kv_head",), "latent": ("d_latent", "d_rope"), "sliding-window": ("window",)}
 
 
 def refuse_flags_without_meaning(options: ModelOptions) -> None:
     """Raises UserError where a flag of the shape was given and would do nothing."""
     if options.from_model is not None:
-        for name in (*SHAPE, *(name for names in OF_ATTENTION.values() for name in names)):
+        for name in ("attention", *SHAPE, *(name for names in OF_ATTENTION.values() for name in names)):
             if getattr(options, name) != getattr(type(options), name):
                 raise UserError(
                     f"--{name.replace('_', '-')} does nothing with --from-model, whose own shape counts: leave it out"
@@ -89,16 +109,8 @@ def make_model(options: ModelOptions, shards: TokenShards) -> GPT:
                 f"pass --context-length {model.config.context_length}"
             )
         return model.train()
-    shape: dict[str, Any] = {
-        "vocab_size": shards.tokenizer.n_vocab,
-        "context_length": options.context_length,
-        "n_layer": options.n_layer,
-        "n_head": options.n_head,
-        "d_model": options.d_model,
-        "d_ff": options.d_ff,
-        "dropout": options.dropout,
-        "positions": options.positions,
-    }
+    shape: dict[str, Any] = {name: getattr(options, name) for name in SHAPE}
+    shape |= {"vocab_size": shards.tokenizer.n_vocab, "context_length": options.context_length}
     if options.attention == "grouped-query":
         return GPTWithGQA(GPTWithGQAConfig(**shape, n_kv_head=options.n_kv_head))
     if options.attention == "latent":

@@ -172,18 +172,13 @@ class NextToken(Objective):
     def forward(self, inputs: Tensor, targets: Tensor, *documents: Tensor) -> Tensor:
         """The sum of the losses, in nats, of `targets` after `inputs`: int64 (batch, tokens) each."""
         hidden = self._body(inputs, None, *documents).flatten(0, 1)  # (batch · tokens, d_model)
-        matrix, cap = self.model.lm_head.weight, softcap_of(self.model)
+        matrix, cap = self.model.lm_head.weight, self.model.config.logit_softcap
         return chunked_cross_entropy(hidden, matrix, targets.flatten(), self.chunk_tokens, cap)
 
     def compile_parts(self) -> None:
         """All but the output matrix becomes kernels. The model itself stays as it is, and so do its names."""
         self._body = torch.compile(self.model.hidden_states)
         compile_loss()
-
-
-def softcap_of(model: GPT) -> float | None:
-    """The model's bound on its logits, if it has one."""
-    return getattr(model.config, "logit_softcap", None)
 
 
 def checkpoint_blocks(blocks: Sequence[nn.Module]) -> None:
