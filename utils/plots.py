@@ -18,6 +18,11 @@ _LINES: tuple[dict[str, Any], ...] = (
     {"linestyle": "-", "color": "black", "marker": "o", "markersize": 4, "linewidth": 1.5},
     {"linestyle": "--", "color": "0.3", "marker": "s", "markersize": 4},
     {"linestyle": ":", "color": "black", "marker": "^", "markersize": 4},
+    *(
+        {"linestyle": line, "color": colour, "marker": marker, "markersize": 4}
+        for line, colour in (("-.", "0.2"), ("-", "0.4"))
+        for marker in "vDxP"
+    ),
 )
 
 
@@ -33,7 +38,7 @@ def save_curves(
     """Draws named curves into one PNG, written atomically.
 
     Args:
-        curves: name -> (x values, y values), at most four.
+        curves: name -> (x values, y values), at most twelve.
         x_label, y_label: with their units.
         note: stands small in a corner.
         text: stands beside the curves, in a panel of its own.

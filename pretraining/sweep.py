@@ -1,0 +1,227 @@
+"""Which settings learn best? A search over the flags of `pretrain.py`, by Optuna; the same space as a W&B sweep.
+
+python pretraining/sweep.py --data runs/demo/tokens --steps 300 --space learning_rate=log:0.003:0.1 warmup=0:0.1
+
+A trial is a run of `pretrain.py` with some settings drawn: at first at random, later near those that did well (TPE,
+Bergstra et al. 2011). One that is worse than the middle of the others at the same number of tokens is given up.
+
+What is known of all trials lies in a SQLite file. The same command goes on where it stopped, and started several times
+at once it makes several workers of one study. A trial whose worker was killed is tried once more by another.
+
+The loss that decides is the validation loss, so the best of many is a little better than it deserves: score what you
+report on text that the search has not seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pretraining.distributed import join_ranks
+from pretraining.pretrain import PRESETS, Pretrain, Pretraining
+from utils.errors import UserError, run_command
+from utils.files import require_writable, write_json
+from utils.readme_tables import markdown_table
+
+if TYPE_CHECKING:
+    import optuna
+
+
+@dataclass(frozen=True)
+class Sweep(Pretrain):
+    """The flags of this script: those of pretrain.py for what all trials share, and these."""
+
+    space: tuple[str, ...] = ("learning_rate=log:0.001:0.1",)
+    """What is searched: NAME=LOW:HIGH, NAME=log:LOW:HIGH, NAME=int:LOW:HIGH or NAME=A,B,C for flags of pretrain.py."""
+    study: str = "sweep"
+    """The study's name; its file and its runs are in runs/sweeps/STUDY."""
+    trials: int = 20
+    """Trials of the study altogether, those that were given up among them."""
+    folder: Path = Path("runs/sweeps")
+    """Where studies lie."""
+    wandb_sweep: Path | None = None
+    """Write the space as the configuration of a W&B sweep to this file, and search nothing here."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.trials < 1:
+            raise UserError(f"--trials must be at least 1, got {self.trials}")
+
+
+@dataclass(frozen=True)
+class Range:
+    """One flag and what it may be: any number from low to high, or one of the choices."""
+
+    name: str
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    integer: bool = False
+    choices: tuple[Any, ...] = ()
+
+    def draw(self, trial: optuna.Trial) -> Any:
+        """What this trial takes."""
+        if self.choices:
+            return trial.suggest_categorical(self.name, self.choices)
+        if self.integer:
+            return trial.suggest_int(self.name, int(self.low), int(self.high), log=self.log)
+        return trial.suggest_float(self.name, self.low, self.high, log=self.log)
+
+    def for_wandb(self) -> dict[str, Any]:
+        """The same in the words of a W&B sweep."""
+        if self.choices:
+            return {"values": list(self.choices)}
+        if self.integer:
+            return {"min": int(self.low), "max": int(self.high)}
+        return {"min": self.low, "max": self.high} | ({"distribution": "log_uniform_values"} if self.log else {})
+
+
+def read_range(text: str) -> Range:
+    """The range that one word after --space says.
+
+    Raises:
+        UserError: it is none, or there is no such flag.
+    """
+    name, equals, what = text.partition("=")
+    name = name.strip().lstrip("-").replace("-", "_")
+    known = {field.name for field in dataclasses.fields(Pretrain)}
+    if not equals or not what or name not in known:
+        raise UserError(f"--space {text}: write NAME=LOW:HIGH, NAME=log:LOW:HIGH or NAME=A,B,C, a flag of pretrain.py")
+    *kinds, low, high = what.split(":") if ":" in what else ("", "", "")
+    if not low:
+        return Range(name, choices=tuple(_value(name, word) for word in what.split(",")))
+    try:
+        one = Range(name, float(low), float(high), log="log" in kinds, integer="int" in kinds)
+    except ValueError:
+        raise UserError(f"--space {text}: {low} and {high} must be numbers") from None
+    if set(kinds) - {"log", "int", ""} or not -math.inf < one.low < one.high < math.inf or (one.log and one.low <= 0):
+        raise UserError(f"--space {text}: the lower end comes first, and above 0 where it is log")
+    return one
+
+
+def _value(name: str, word: str) -> Any:
+    """A choice in the type that its flag has."""
+    default = getattr(Pretrain(), name)
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[word.lower()]
+        if isinstance(default, int | float):
+            number = float(word)
+            return int(number) if number.is_integer() and isinstance(default, int) else number
+    except (ValueError, KeyError):
+        raise UserError(f"--space {name}: {word!r} is not what --{name.replace('_', '-')} takes") from None
+    return word
+
+
+def options_of(sweep: Sweep, drawn: dict[str, Any], number: int) -> Pretrain:
+    """The flags of one trial.
+
+    Raises:
+        UserError: they do not go together.
+    """
+    shared = {field.name: getattr(sweep, field.name) for field in dataclasses.fields(Pretrain)}
+    run = sweep.folder / sweep.study / f"trial-{number:04d}"
+    return Pretrain(**shared | drawn | {"run": run, "overwrite": True, "keep_last": 1, "keep_best": 0})
+
+
+def run_trial(sweep: Sweep, ranges: list[Range], trial: optuna.Trial) -> float:
+    """Trains with what the trial draws, and gives the last validation loss; gives up where others were better."""
+    import optuna
+
+    drawn = {one.name: one.draw(trial) for one in ranges}
+    last = math.inf
+
+    def report(tokens: int, loss: float) -> None:
+        nonlocal last
+        last = loss
+        trial.report(loss, tokens)
+        if trial.should_prune():
+            raise optuna.TrialPruned()
+
+    print(f"\nTrial {trial.number}: {', '.join(f'{name} {value}' for name, value in drawn.items())}")
+    with join_ranks(sweep.device) as ranks:
+        ending = Pretraining(options_of(sweep, drawn, trial.number), ranks, report).train()
+    if ending != "finished":
+        raise KeyboardInterrupt
+    return last
+
+
+def open_study(sweep: Sweep) -> optuna.Study:
+    """The study of that name, as far as it is."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder = require_writable(sweep.folder / sweep.study)
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///{(folder / 'study.db').resolve()}",
+        engine_kwargs={"connect_args": {"timeout": 60}},
+        heartbeat_interval=30,
+        failed_trial_callback=optuna.storages.RetryFailedTrialCallback(max_retry=1),
+    )
+    return optuna.create_study(
+        storage=storage,
+        study_name=sweep.study,
+        load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(seed=sweep.seed, constant_liar=True),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
+    )
+
+
+def wandb_configuration(sweep: Sweep, ranges: list[Range]) -> dict[str, Any]:
+    """For `wandb sweep FILE`: the same search, its trials shared out by W&B to every `wandb agent`."""
+    fixed = {
+        field.name: str(value) if isinstance(value, Path) else value
+        for field in dataclasses.fields(Pretrain)
+        if (value := getattr(sweep, field.name)) != field.default
+    }
+    fixed = {"overwrite": True, "wandb": "online"} | fixed
+    parameters = {name: {"value": value} for name, value in fixed.items()}
+    return {
+        "program": "pretraining/pretrain.py",
+        "method": "bayes",
+        "metric": {"name": "validation_loss", "goal": "minimize"},
+        "early_terminate": {"type": "hyperband", "min_iter": 3},
+        "parameters": parameters | {one.name: one.for_wandb() for one in ranges},
+        "command": ["${env}", "python", "${program}", "${args_no_boolean_flags}"],
+    }
+
+
+def main(sweep: Sweep) -> None:
+    ranges = [read_range(text) for text in sweep.space]
+    if sweep.wandb_sweep is not None:
+        write_json(sweep.wandb_sweep, wandb_configuration(sweep, ranges))  # JSON is YAML, too
+        print(f"Wrote {sweep.wandb_sweep}\nNext: wandb sweep {shlex.quote(str(sweep.wandb_sweep))}")
+        return
+    from optuna.trial import TrialState
+
+    options_of(sweep, {}, 0)
+    study = open_study(sweep)
+    counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
+    while len(study.get_trials(deepcopy=False, states=counted)) < sweep.trials:
+        # What diverges, or is a shape that cannot be, is a failed trial, and the search goes on.
+        study.optimize(lambda trial: run_trial(sweep, ranges, trial), n_trials=1, catch=(UserError, ValueError))
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not done:
+        raise UserError("no trial came to its end: look at the messages above, and choose another --space")
+    best = sorted(done, key=lambda trial: trial.value if trial.value is not None else math.inf)
+    names = [one.name for one in ranges]
+    rows = [[str(t.number), *(f"{t.params.get(n)}"[:9] for n in names), f"{t.value:.4f}"] for t in best[:10]]
+    print("\n" + markdown_table(["trial", *names, "validation loss"], rows))
+    given_up = len(study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)))
+    print(f"\n{len(done)} trials came to their end, {given_up} were given up")
+    folder = sweep.folder / sweep.study
+    results = [{"number": t.number, "state": t.state.name, "value": t.value, **t.params} for t in study.get_trials()]
+    write_json(folder / "trials.json", results)
+    flags = [f"--{name.replace('_', '-')} {json.dumps(value)}" for name, value in best[0].params.items()]
+    print(f"Wrote {folder}: study.db, trials.json, a run folder a trial")
+    print(f"Next: python pretraining/pretrain.py --data {shlex.quote(str(sweep.data))} {' '.join(flags)}")
+
+
+if __name__ == "__main__":
+    run_command(main, Sweep, {name: Sweep(**dataclasses.asdict(preset)) for name, preset in PRESETS.items()})
