@@ -21,7 +21,7 @@ needs_a_compiler = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("name", ["learned", "rope", "gqa", "gqa, learned"])
+@pytest.mark.parametrize("name", ["learned", "rope", "modern", "gqa", "gqa, learned", "gqa, modern"])
 @given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3), steps=st.integers(1, 10))
 @settings(max_examples=10, deadline=None)
 def test_static_caches_give_the_same_logits(name, lengths, steps):

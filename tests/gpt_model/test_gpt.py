@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ import torch.nn.functional as F
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from gpt_model import GPT, GPTConfig
+from gpt_model.gpt import make_norm
 from gpt_model.pretrained import to_huggingface
 
 TINY = GPTConfig(vocab_size=61, context_length=24, n_layer=3, n_head=4, d_model=32)
@@ -63,6 +67,153 @@ def test_logits_loss_and_gradients_equal_transformers():
         )
         expected_gradient = gradients[name].T if theirs_is_transposed else gradients[name]
         torch.testing.assert_close(parameter.grad, expected_gradient, atol=1e-6, rtol=1e-4)
+
+
+# Each change to GPT-2 alone, and all of them.
+CHANGES: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "rope": {"positions": "rope"},
+    "rmsnorm": {"norm": "rmsnorm"},
+    "relu2": {"activation": "relu2"},
+    "no bias": {"bias": False},
+    "qk_norm": {"qk_norm": True},
+    "softcap": {"logit_softcap": 0.5},  # low, so that it bends
+    "values": {"value_embeddings": True},
+    "untied": {"tie_embeddings": False},
+}
+CHANGES["all"] = {field: value for change in CHANGES.values() for field, value in change.items()}
+
+
+def by_the_formula(model, ids):
+    """The logits of one text, ids (tokens,), a head and a query at a time, from the weights alone."""
+    c, w = model.config, dict(model.named_parameters())
+
+    def linear(x, name):
+        y = x @ w[f"{name}.weight"].T
+        return y + w[f"{name}.bias"] if c.bias else y
+
+    def norm(x, name):
+        if c.norm == "layernorm":
+            x = x - x.mean(-1, keepdim=True)
+        x = x / (x.square().mean(-1, keepdim=True) + c.layer_norm_epsilon).sqrt() * w[f"{name}.weight"]
+        return x + w[f"{name}.bias"] if c.norm == "layernorm" and c.bias else x
+
+    def turned(x, position):
+        if c.positions == "learned":
+            return x
+        half = len(x) // 2
+        angles = position * c.rope_base ** (-torch.arange(half, dtype=x.dtype) / half)
+        points = torch.complex(x[:half], x[half:]) * torch.polar(torch.ones_like(angles), angles)
+        return torch.cat([points.real, points.imag])
+
+    def unit(x):
+        return x / (x.square().mean() + 1e-6).sqrt() if c.qk_norm else x
+
+    x = w["transformer.wte.weight"][ids]
+    if c.positions == "learned":
+        x = x + w["transformer.wpe.weight"][: len(ids)]
+    for layer in range(c.n_layer):
+        block = f"transformer.h.{layer}"
+        q, k, v = linear(norm(x, f"{block}.ln_1"), f"{block}.attn.c_attn").split(c.d_model, dim=1)
+        if c.value_embeddings and layer % 2 == 1:
+            v = v + w[f"transformer.value_embeddings.{layer}.weight"][ids]
+        rows = []
+        for i in range(len(ids)):
+            heads = []
+            for h in range(c.n_head):
+                own = slice(h * c.d_model // c.n_head, (h + 1) * c.d_model // c.n_head)
+                query = turned(unit(q[i, own]), i)
+                scores = [query @ turned(unit(k[j, own]), j) / math.sqrt(len(query)) for j in range(i + 1)]
+                heads.append(torch.stack(scores).softmax(0) @ v[: i + 1, own])
+            rows.append(torch.cat(heads))
+        x = x + linear(torch.stack(rows), f"{block}.attn.c_proj")
+        y = linear(norm(x, f"{block}.ln_2"), f"{block}.mlp.c_fc")
+        y = y.clamp(min=0) ** 2 if c.activation == "relu2" else F.gelu(y, approximate="tanh")
+        x = x + linear(y, f"{block}.mlp.c_proj")
+    logits = norm(x, "transformer.ln_f") @ w["transformer.wte.weight" if c.tie_embeddings else "lm_head.weight"].T
+    return logits if c.logit_softcap is None else c.logit_softcap * torch.tanh(logits / c.logit_softcap)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_each_change_alone_and_all_equal_the_formula_with_gradients(change):
+    model = tiny_gpt(config=replace(TINY, **CHANGES[change])).double()
+    ids = torch.randint(0, 61, (9,))
+    ours, expected = model(ids[None])[0], by_the_formula(model, ids)
+    close = {"atol": 1e-6, "rtol": 1e-5}  # rotary angles are in float32
+    torch.testing.assert_close(ours, expected, **close)
+    direction = torch.randn_like(ours)
+    parameters = list(model.parameters())
+    for one, other in zip(
+        torch.autograd.grad(ours, parameters, direction),
+        torch.autograd.grad(expected, parameters, direction),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, **close)
+
+
+def test_the_root_mean_square_norm_is_transformers():
+    ours, theirs = make_norm(replace(TINY, norm="rmsnorm")), LlamaRMSNorm(32, eps=TINY.layer_norm_epsilon)
+    with torch.no_grad():
+        theirs.weight.copy_(ours.weight.normal_())
+    a, b = (x.requires_grad_() for x in torch.randn(3, 32).mul(5).expand(2, -1, -1).clone())
+    torch.testing.assert_close(ours(a), theirs(b))
+    ours(a).square().sum().backward()
+    theirs(b).square().sum().backward()
+    torch.testing.assert_close(a.grad, b.grad)
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+
+
+@pytest.mark.parametrize("change", ["gpt2", "all"])
+def test_with_zero_projections_blocks_change_nothing_at_first_and_all_of_them_learn(change):
+    torch.manual_seed(0)
+    model = GPT(replace(TINY, **CHANGES[change] | {"zero_projections": True, "positions": "rope"}))
+    ids = torch.randint(0, 61, (2, 24))
+    body = model.transformer
+    torch.testing.assert_close(model.hidden_states(ids), body.ln_f(body.wte(ids)))
+    if change == "all":  # with an output matrix of its own, which starts at zero too
+        assert not model(ids).any()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for _ in range(4):  # the output, then what is before it, and so on inwards
+        loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+    assert not any(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+def test_no_logit_is_beyond_the_cap_and_small_ones_stay():
+    model = tiny_gpt(config=replace(TINY, logit_softcap=2.0))
+    hidden = torch.randn(5, 32)
+    free = model.lm_head(hidden)
+    assert (model.logits_of(1000 * hidden).abs() <= 2).all()
+    torch.testing.assert_close(model.logits_of(hidden / 1000), free / 1000, atol=1e-9, rtol=1e-4)
+
+
+def test_embeddings_of_values_and_the_output_matrix_stand_outside_of_the_blocks():
+    names = {name for name, _ in tiny_gpt(config=replace(TINY, **CHANGES["all"])).named_parameters()}
+    new = names - {name for name, _ in tiny_gpt().named_parameters()}
+    assert new == {"transformer.value_embeddings.1.weight", "lm_head.weight"}  # of three blocks, number 1 alone
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("change", ["gpt2", "all"])
+def test_the_body_compiles_whole_with_its_gradient(change, packed):
+    model = tiny_gpt(config=replace(TINY, **CHANGES[change]))
+    ids = torch.randint(0, 61, (2, 24))
+    documents = torch.arange(24).div(7, rounding_mode="floor").expand(2, -1) if packed else None
+    torch._dynamo.reset()
+    compiled = torch.compile(model.hidden_states, backend="aot_eager", fullgraph=True)
+    ours, expected = compiled(ids, documents=documents), model.hidden_states(ids, documents=documents)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    parameters = list(model.transformer.parameters())
+    for one, other in zip(
+        torch.autograd.grad(ours.sin().sum(), parameters),
+        torch.autograd.grad(expected.sin().sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 @settings(max_examples=25)
