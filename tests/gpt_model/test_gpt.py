@@ -139,8 +139,7 @@ def test_each_change_alone_and_all_equal_the_formula_with_gradients(change):
     model = tiny_gpt(config=replace(TINY, **CHANGES[change])).double()
     ids = torch.randint(0, 61, (9,))
     ours, expected = model(ids[None])[0], by_the_formula(model, ids)
-    close = {"atol": 1e-6, "rtol": 1e-5}  # rotary angles are in float32
-    torch.testing.assert_close(ours, expected, **close)
+    torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)  # rotary angles are in float32
     direction = torch.randn_like(ours)
     parameters = list(model.parameters())
     for one, other in zip(
@@ -148,7 +147,7 @@ def test_each_change_alone_and_all_equal_the_formula_with_gradients(change):
         torch.autograd.grad(expected, parameters, direction),
         strict=True,
     ):
-        torch.testing.assert_close(one, other, **close)
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
 def test_the_root_mean_square_norm_is_transformers():
