@@ -1143,15 +1143,17 @@ import inspect
 print(inspect.getsource(plain_attention).split('"""')[2])
 
 # %% [markdown]
-# In `multi_head.py`, read `project` next. It is our `split`, for queries, keys and values at once.
+# In `multi_head.py`, read `project` next. It is our `split`, for queries, keys and values at once. The three `if`s are
+# for what a model may add: more to the values, one length for queries and keys, positions. Here all three are off.
 
 # %%
 print(inspect.getsource(MultiHeadAttention.project))
 
 # %% [markdown]
-# Then `forward`: project, attend, merge. It has an argument `cache`, which is for the next notebook. In
-# `fast_attention` you will meet the mended bug of section 5 again, in the line with `tokens < keys`. The tests of this
-# folder hold every version to the plain one, in outputs and gradients.
+# Then `forward`: project, attend, merge. It has an argument `cache`, which is for the next notebook. With `mask`, a
+# text may be kept from seeing another that was packed into the same row (`document_mask`). In `fast_attention` you will
+# meet the mended bug of section 5 again, in the line with `tokens < keys`. The tests of this folder hold every version
+# to the plain one, in outputs and gradients.
 #
 # **CUDA, Apple's MPS, Windows.** This notebook ran on a CPU under Linux, and nothing in it was run elsewhere. Tensors
 # and layers move with `.to(device)`; masks have to be made there, too, and `causal_mask` takes a `device`. On CUDA,

@@ -1171,7 +1171,8 @@ print(inspect.getsource(KVCache.append))
 
 # %% [markdown]
 # Next `MultiHeadAttention.forward`. Three things in it are about a cache: where the new tokens stand, `append`, and the
-# mask where there is padding. The toy loop of section 1 is this with one head and no matrices. Assert it, with both:
+# mask where there is padding. A mask of the caller's is for whole texts, and refused beside a cache. The toy loop of
+# section 1 is this with one head and no matrices. Assert it, with both:
 
 # %%
 x = torch.randn(1, 5, 768)

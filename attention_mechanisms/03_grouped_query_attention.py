@@ -1127,7 +1127,7 @@ attempt(check_regroup, regroup)
 # ### Reading guide
 #
 # `grouped_query.py` is `multi_head.py` with another number of rows. Read `project`: it is section 3. One matrix, split
-# into three by counting heads.
+# into three by counting heads. The three `if`s are for what a model may add, and off here.
 
 # %%
 import inspect

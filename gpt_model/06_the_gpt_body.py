@@ -1310,8 +1310,9 @@ attempt(check_last_logits, last_logits)
 #
 # ### Reading guide
 #
-# In `gpt.py`, read `GPTConfig` first: each field has a line that says what it decides. Then the block. You have
-# written it; that ours equals it was asserted in section 3. Here is the project's:
+# In `gpt.py`, read `GPTConfig` first: each field has a line that says what it decides. The last eight, from `norm` on,
+# are what was found after GPT-2; here they are all off. Then the block. You have written it; that ours equals it was
+# asserted in section 3. Here is the project's. `mask` and `values` are for those later changes, and None here:
 
 # %%
 import inspect
@@ -1327,8 +1328,9 @@ from gpt_model.gpt import Transformer
 print(inspect.getsource(Transformer.forward))
 
 # %% [markdown]
-# And the beginning of everything: the shared table is one line, the scaling of `c_proj` another. With one more
-# assertion, that a fresh `GPT` has what section 7 ended with.
+# And the beginning of everything: the shared table is one line, the scaling of `c_proj` another, and each has an `if`
+# beside it that asks for one of the later changes. With one more assertion, that a fresh `GPT` has what section 7 ended
+# with.
 
 # %%
 print(inspect.getsource(GPT.__init__))

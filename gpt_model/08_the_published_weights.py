@@ -1264,8 +1264,9 @@ print(inspect.getsource(from_huggingface))
 
 # %% [markdown]
 # Find in it: the prefix, the head that must equal the embedding, the masks, `w.T` by name, the comparison of names and
-# shapes, `assign=True` and the line that ties again. That ours equals it was asserted in section 9. The list of names
-# too:
+# shapes, `assign=True` and the line that ties again. `tied` is true of every GPT-2; a model of this project may have an
+# output matrix of its own, which is then loaded as any other. That ours equals it was asserted in section 9. The list
+# of names too:
 
 # %%
 from gpt_model.pretrained import _TRANSPOSED

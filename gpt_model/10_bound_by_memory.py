@@ -1082,7 +1082,7 @@ attempt(check_batch_that_balances, batch_that_balances)
 # ### Reading guide
 #
 # `next_logits_statically` is the step that is recorded on CUDA, and `decoding_step` chooses. Read them with section 8
-# in mind: which number does Python know?
+# in mind: which number does Python know? `logits_of` is the output matrix; in GPT-2 it does no more.
 
 # %%
 import inspect
