@@ -1312,7 +1312,8 @@ attempt(check_last_logits, last_logits)
 #
 # In `gpt.py`, read `GPTConfig` first: each field has a line that says what it decides. The last eight, from `norm` on,
 # are what was found after GPT-2; here they are all off. Then the block. You have written it; that ours equals it was
-# asserted in section 3. Here is the project's. `mask` and `values` are for those later changes, and None here:
+# asserted in section 3. Here is the project's. `mask` is for rows into which several documents are packed, `values` for
+# one of those changes; both are None in this notebook:
 
 # %%
 import inspect
