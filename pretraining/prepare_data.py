@@ -8,17 +8,19 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
 from utils.errors import UserError, run_command
 from utils.files import require_writable
+from utils.parallel import usable_cores
 from utils.tracking import provenance
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 from working_with_text_data.corpora import CorpusOptions, Document, Split
-from working_with_text_data.token_shards import DOCUMENTS, SPLITS, write_shards
+from working_with_text_data.shard_writer import DOCUMENTS, SPLITS
+from working_with_text_data.token_shards import write_shards
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,15 @@ class PrepareData(CorpusOptions):
     """The folder for the shards; an older one there is replaced when the new one is whole."""
     shard_tokens: int = 100_000_000
     """Tokens in one file at most."""
+    processes: int = field(default_factory=usable_cores)
+    """Processes that tokenise; any number gives the same shards."""
 
 
 def main(options: PrepareData) -> None:
     if options.shard_tokens < 2:
         raise UserError(f"--shard-tokens must be at least 2, got {options.shard_tokens}")
+    if options.processes < 1:
+        raise UserError(f"--processes must be at least 1, got {options.processes}")
     tokenizer = BytePairTokenizer.load(options.tokenizer)
     split_documents = options.split_documents()
     require_writable(options.out.parent)
@@ -53,7 +59,19 @@ def main(options: PrepareData) -> None:
             yield split, document
 
     made_by = provenance(**options.describe(), tokenizer=str(options.tokenizer))
-    manifest = write_shards(options.out, documents(), tokenizer, made_by, options.shard_tokens)
+    try:
+        manifest = write_shards(
+            options.out,
+            documents(),
+            tokenizer,
+            made_by,
+            options.shard_tokens,
+            options.processes,
+            settings=options.describe(),
+        )
+    except KeyboardInterrupt:
+        print("\nWhat is done is kept: the same command goes on with it")
+        raise
     for split in SPLITS:
         part = manifest[split]
         print(

@@ -21,6 +21,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _ABANDONED_AFTER = 24 * 3600.0  # seconds; what a killed writer left, unless another is still at it
 
 
@@ -82,6 +87,77 @@ def replace_folder(folder: Path | str, marker: str, owned: Collection[str] = ())
         ValueError: `folder` holds something else.
         OSError: cannot be written, disk full. The old folder is then as it was and nothing else remains.
     """
+    folder = _replaceable(folder, marker, owned)
+    for abandoned in folder.parent.glob(f".{glob.escape(folder.name)}.new.*"):
+        if time.time() - abandoned.stat().st_mtime > _ABANDONED_AFTER:
+            shutil.rmtree(abandoned, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.new."))
+    os.chmod(staging, 0o777 & ~_umask())
+    try:
+        yield staging
+        _take_place(staging, folder)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def resume_folder(folder: Path | str, marker: str, owned: Collection[str], key: str, progress: str) -> Iterator[Path]:
+    """`replace_folder` for long work: what an attempt leaves unfinished lies beside the target for the next one.
+
+    Args:
+        key: what decides the contents, as a short name. Only attempts with equal keys go on from each other; what
+            others left for the same target is removed.
+        progress: the file that says how far the work is. Without it, what an attempt leaves is worth nothing and goes.
+
+    Raises:
+        ValueError: as `replace_folder`, or another process is at the same work.
+        OSError: cannot be written, disk full. The old folder is then as it was.
+    """
+    folder = _replaceable(folder, marker, owned)
+    staging = folder.with_name(f".{folder.name}.part.{key}")
+    for stale in folder.parent.glob(f".{glob.escape(folder.name)}.part.*"):
+        if stale != staging:
+            with _alone_in(stale):
+                print(f"Removing what a run with other settings left unfinished: {stale}")
+                shutil.rmtree(stale, ignore_errors=True)
+    staging.mkdir(exist_ok=True)
+    with _alone_in(staging):
+        try:
+            yield staging
+            _take_place(staging, folder)
+        except BaseException:
+            if not (staging / progress).is_file():
+                shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of the same block; a process that dies lets go. Windows has no such lock for folders.
+
+    Raises:
+        ValueError: another process is in it.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot lock: then it is as on Windows
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"another process is writing {folder}: wait for its end, or choose another folder"
+                ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _replaceable(folder: Path | str, marker: str, owned: Collection[str]) -> Path:
+    """The folder to replace (what a link points to), after a look that it is ours and the mending of a broken swap."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose another folder")
@@ -94,25 +170,24 @@ def replace_folder(folder: Path | str, marker: str, owned: Collection[str] = ())
         raise ValueError(f"{folder} holds {what}, so it is not replaced: choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     old = _set_aside(folder)
-    if (old / marker).is_file() and not folder.exists():  # a kill fell between the two renames below
+    if (old / marker).is_file() and not folder.exists():  # a kill fell between the two renames of _take_place
         os.replace(old, folder)
-    for abandoned in folder.parent.glob(f".{glob.escape(folder.name)}.new.*"):
-        if time.time() - abandoned.stat().st_mtime > _ABANDONED_AFTER:
-            shutil.rmtree(abandoned, ignore_errors=True)
-    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.new."))
-    os.chmod(staging, 0o777 & ~_umask())
+    return folder
+
+
+def _take_place(staging: Path, folder: Path) -> None:
+    """`staging` becomes `folder`; where that fails, the old one stays."""
+    old = _set_aside(folder)
+    shutil.rmtree(old, ignore_errors=True)
     try:
-        yield staging
-        shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             os.replace(folder, old)
         os.replace(staging, folder)
-        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
         if old.exists() and not folder.exists():
             os.replace(old, folder)
         raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def latest_whole_folder(folder: Path | str, marker: str) -> Path:

@@ -18,7 +18,8 @@ from __future__ import annotations
 import bisect
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,57 +27,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from utils.files import latest_whole_folder, read_json, replace_folder, sha256_of, write_json
+from utils.errors import interrupts_wait
+from utils.files import latest_whole_folder, read_json, replace_folder, resume_folder, sha256_of, write_json
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 from working_with_text_data.corpora import Document, Split
+from working_with_text_data.shard_writer import DOCUMENTS, PROGRESS, SPLITS, ShardsWriter, tokenise
 
 FORMAT = "scratchbook-token-shards-1"
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
-DOCUMENTS = "documents.jsonl"
-_OWNED = (TOKENIZER, DOCUMENTS, "train_*.bin", "validation_*.bin")
-SPLITS: tuple[Split, ...] = ("train", "validation")
+_OWNED = (TOKENIZER, DOCUMENTS, PROGRESS, "train_*.bin", "validation_*.bin")
 
 
 def token_dtype(n_vocab: int) -> np.dtype[Any]:
     """The smallest of the two integer types that holds every id, little-endian on every machine."""
     return np.dtype("<u2") if n_vocab <= 2**16 else np.dtype("<u4")
-
-
-class _SplitWriter:
-    """Appends ids to `<split>_00000.bin`, `<split>_00001.bin`, … of at most `shard_tokens` tokens each."""
-
-    def __init__(self, folder: Path, split: Split, dtype: np.dtype[Any], shard_tokens: int) -> None:
-        self.folder, self.split, self.dtype, self.shard_tokens = folder, split, dtype, shard_tokens
-        self.shards: list[dict[str, Any]] = []
-        self.documents = self.bytes = 0
-        self._file: Any = None
-
-    def add(self, ids: npt.NDArray[Any], n_bytes: int) -> None:
-        self.documents += 1
-        self.bytes += n_bytes
-        while len(ids):
-            if self._file is None:
-                name = f"{self.split}_{len(self.shards):05d}.bin"
-                self.shards.append({"file": name, "tokens": 0})
-                self._file, self._digest = (self.folder / name).open("wb"), hashlib.sha256()
-            shard = self.shards[-1]
-            part, ids = np.split(ids, [self.shard_tokens - shard["tokens"]])
-            data = part.astype(self.dtype).tobytes()
-            self._file.write(data)
-            self._digest.update(data)
-            shard["tokens"] += len(part)
-            if shard["tokens"] == self.shard_tokens:
-                self.close()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file, self.shards[-1]["sha256"] = None, self._digest.hexdigest()
-
-    def summary(self) -> dict[str, Any]:
-        tokens = sum(shard["tokens"] for shard in self.shards)
-        return {"documents": self.documents, "bytes": self.bytes, "tokens": tokens, "shards": self.shards}
 
 
 def write_shards(
@@ -85,6 +50,9 @@ def write_shards(
     tokenizer: BytePairTokenizer,
     made_by: dict[str, Any],
     shard_tokens: int = 100_000_000,
+    processes: int = 1,
+    settings: dict[str, Any] | None = None,
+    report: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Tokenises documents into a shards folder, which appears whole or not at all, and returns its manifest.
 
@@ -93,40 +61,58 @@ def write_shards(
         tokenizer: must have `<|endoftext|>`.
         made_by: kept in the manifest: command, corpus, versions.
         shard_tokens: tokens in one file at most.
+        processes: that tokenise at the same time; the shards are the same for any number.
+        settings: what decides the documents, kept in the manifest. If given, a call that is stopped leaves its work
+            beside `folder`, and a call with equal settings goes on with it.
+        report: kept in the manifest as it is when all documents are read.
 
     Raises:
-        ValueError: no text for training or for validation, or `folder` holds something else.
+        ValueError: no text for training or for validation, `folder` holds something else, another process is at it, or
+            the documents are not those that the work to go on with was begun with.
         OSError: cannot be written, disk full; an older folder stays as it was.
     """
-    end = np.array([tokenizer.eot_token])
     dtype = token_dtype(tokenizer.n_vocab)
-    with replace_folder(folder, MANIFEST, _OWNED) as staging:
-        writers = {split: _SplitWriter(staging, split, dtype, shard_tokens) for split in SPLITS}
+    identity = {"format": FORMAT, "tokenizer_fingerprint": tokenizer.fingerprint, "shard_tokens": shard_tokens}
+    with (
+        _staging_folder(folder, identity, settings) as staging,
+        ShardsWriter(staging, dtype, shard_tokens) as writer,
+    ):
         try:
-            with open(staging / DOCUMENTS, "w", encoding="utf-8") as listing:
-                for split, document in documents:
-                    ids = np.array(tokenizer.encode_ordinary(document.text), dtype=np.int64)
-                    n_bytes = len(document.text.encode("utf-8", "replace"))
-                    writers[split].add(np.concatenate([ids, end]), n_bytes)
-                    facts = {"name": document.name, "split": split, "bytes": n_bytes, "tokens": len(ids) + 1}
-                    listing.write(json.dumps(facts | document.source, ensure_ascii=False) + "\n")
-        finally:
-            for writer in writers.values():
-                writer.close()
-        for split, writer in writers.items():
-            if not writer.bytes:
+            for document in tokenise(documents, tokenizer, processes, writer):
+                with interrupts_wait():
+                    writer.add(document)
+                    if writer.is_time_to_save():
+                        writer.save()
+        except KeyboardInterrupt:
+            if writer.documents:
+                writer.save()
+            raise
+        writer.finish()
+        for split, part in writer.summaries().items():
+            if not part["bytes"]:
                 raise ValueError(f"the corpus leaves no text for {split}: it is empty or too small to split")
         tokenizer.save(staging / TOKENIZER)
         manifest: dict[str, Any] = {
-            "format": FORMAT,
+            **identity,
             "dtype": dtype.name,
             "n_vocab": tokenizer.n_vocab,
-            "tokenizer_fingerprint": tokenizer.fingerprint,
             "made_by": made_by,
+            "settings": settings or {},
+            "report": report or {},
+            **writer.summaries(),
         }
-        manifest |= {split: writer.summary() for split, writer in writers.items()}
         write_json(staging / MANIFEST, manifest)
+    (Path(folder) / PROGRESS).unlink(missing_ok=True)  # not before the folder is in its place
     return manifest
+
+
+def _staging_folder(
+    folder: Path | str, identity: dict[str, Any], settings: dict[str, Any] | None
+) -> AbstractContextManager[Path]:
+    if settings is None:
+        return replace_folder(folder, MANIFEST, _OWNED)
+    key = hashlib.sha256(json.dumps([identity, settings], sort_keys=True, default=str).encode()).hexdigest()
+    return resume_folder(folder, MANIFEST, _OWNED, key[:16], PROGRESS)
 
 
 @dataclass(frozen=True)
