@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -43,7 +44,9 @@ def main(options: PrepareData) -> None:
     if options.processes < 1:
         raise UserError(f"--processes must be at least 1, got {options.processes}")
     tokenizer = BytePairTokenizer.load(options.tokenizer)
-    split_documents = options.split_documents()
+    options = options.resolved()
+    report: dict[str, Any] = {}
+    split_documents = options.split_documents(report)
     require_writable(options.out.parent)
     print(f"Tokenising {options.corpus} with {options.tokenizer} ({tokenizer.n_vocab:,} tokens)")
 
@@ -59,25 +62,28 @@ def main(options: PrepareData) -> None:
             yield split, document
 
     made_by = provenance(**options.describe(), tokenizer=str(options.tokenizer))
-    try:
-        manifest = write_shards(
-            options.out,
-            documents(),
-            tokenizer,
-            made_by,
-            options.shard_tokens,
-            options.processes,
-            settings=options.describe(),
-        )
-    except KeyboardInterrupt:
-        print("\nWhat is done is kept: the same command goes on with it")
-        raise
+    manifest = write_shards(
+        options.out,
+        documents(),
+        tokenizer,
+        made_by,
+        options.shard_tokens,
+        options.processes,
+        options.describe(),
+        report,
+    )
     for split in SPLITS:
         part = manifest[split]
         print(
             f"  {split:10s} {part['documents']:6,} documents  {part['bytes']:12,} bytes  {part['tokens']:11,} tokens  "
             f"{part['bytes'] / part['tokens']:.2f} bytes per token"
         )
+    read_from = report.get("bytes_read_from", {})
+    for name, n_bytes in read_from.items():
+        end = ", all there is of it" if name in report["exhausted"] else ""
+        print(f"  {n_bytes / sum(read_from.values()):6.1%} of the text is from {name}{end}")
+    if report["empty_texts"]:
+        print(f"  {report['empty_texts']:,} documents without text were left out")
     if seen:
         dropped = seen.pop("dropped")
         print(f"  of {seen.pop('books')} books, {dropped:,} characters of Gutenberg headers and footers were dropped;")

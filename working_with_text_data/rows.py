@@ -16,8 +16,10 @@ from typing import Any
 ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
 
-def read_rows(path: Path | str) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path | str, column: str | None = None) -> Iterator[dict[str, Any]]:
     """The rows of a .jsonl, .jsonl.gz or .parquet file, read as they are asked for.
+
+    Of Parquet, only `column` is read if it is given and there.
 
     Raises:
         ValueError: it is damaged or another kind of file, or a line is no JSON object; one line that names it.
@@ -27,7 +29,7 @@ def read_rows(path: Path | str) -> Iterator[dict[str, Any]]:
     if not path.name.lower().endswith(ROW_SUFFIXES):
         raise ValueError(f"{path} is not a file of rows: {', '.join(ROW_SUFFIXES)} can be read")
     if path.suffix.lower() == ".parquet":
-        yield from _parquet_rows(path)
+        yield from _parquet_rows(path, column)
     else:
         yield from _json_rows(path)
 
@@ -54,13 +56,14 @@ def _json_row(line: bytes, where: str) -> dict[str, Any]:
     return row
 
 
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _parquet_rows(path: Path, column: str | None) -> Iterator[dict[str, Any]]:
     import pyarrow  # here, because it takes a while that most commands need not wait; it comes with `datasets`
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
+            columns = [column] if column in file.schema_arrow.names else None
+            for batch in file.iter_batches(1000, columns=columns):  # of thousands of rows, texts may be a gigabyte
                 yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path} is damaged or not Parquet ({error})") from None
@@ -72,7 +75,7 @@ def read_column(path: Path | str, column: str) -> Iterator[str]:
     Raises:
         ValueError: as `read_rows`, or a row has no such column, or something else than a text in it.
     """
-    for number, row in enumerate(read_rows(path), 1):
+    for number, row in enumerate(read_rows(path, column), 1):
         if column not in row:
             raise ValueError(
                 f"{path}, row {number} has no column {column!r}: it has {', '.join(map(str, row)) or 'none'}"

@@ -84,8 +84,9 @@ def write_shards(
                     if writer.is_time_to_save():
                         writer.save()
         except KeyboardInterrupt:
-            if writer.documents:
+            if writer.documents and settings is not None:
                 writer.save()
+                print(f"\nThe first {writer.documents:,} documents are kept: the same command goes on behind them")
             raise
         writer.finish()
         for split, part in writer.summaries().items():
@@ -99,6 +100,7 @@ def write_shards(
             "made_by": made_by,
             "settings": settings or {},
             "report": report or {},
+            "documents_sha256": writer.documents_sha256,
             **writer.summaries(),
         }
         write_json(staging / MANIFEST, manifest)

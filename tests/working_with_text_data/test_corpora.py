@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import json
+from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import pytest
+import tyro
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,7 +90,7 @@ def test_folders_files_and_encodings(tmp_path):
     [
         ("wikipedia", None, "unknown corpus 'wikipedia'"),
         ("gutenberg", None, "needs --books"),
-        ("python-docs", "11", "--books goes with --corpus gutenberg"),
+        ("python-docs", "11", "--books belongs to --corpus gutenberg"),
         ("gutenberg", "no/such/folder", "no such folder, and not ids either"),
     ],
 )
@@ -104,3 +110,87 @@ def test_empty_and_binary_files_are_refused_by_name(tmp_path):
         list(split([]))
     with pytest.raises(ValueError, match="at least 2"):
         list(CorpusOptions(validation_every=1).split_documents())
+
+
+# --- rows ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """A folder with two subfolders of rows, in three kinds of file."""
+    texts = {"web/a-10.jsonl": ["x" * 10] * 5, "web/a-9.jsonl.gz": ["first", " \n", "second"]}
+    for name, column in texts.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        lines = "".join(json.dumps({"story": text}) + "\n" for text in column).encode()
+        (tmp_path / name).write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
+    (tmp_path / "books").mkdir()
+    Dataset.from_list([{"n": i, "story": "y" * 40} for i in range(9)]).to_parquet(tmp_path / "books" / "b.parquet")
+    (tmp_path / "README.md").write_text("not a row", encoding="utf-8")
+    return tmp_path
+
+
+def test_a_folder_with_files_of_rows_is_rows(rows):
+    report: dict[str, Any] = {}
+    found = list(CorpusOptions(corpus=str(rows), text_column="story").documents(report))
+    assert [d.name for d in found[:3]] == ["web/a-9.jsonl.gz#1", "web/a-9.jsonl.gz#3", "web/a-10.jsonl#1"]
+    assert [d.text for d in found] == ["first", "second", *["x" * 10] * 5, *["y" * 40] * 9]
+    assert report["empty_texts"] == 1
+    one = CorpusOptions(corpus=str(rows / "books" / "b.parquet"), text_column="story").documents()
+    assert [d.name for d in one] == [f"b.parquet#{i}" for i in range(1, 10)]
+
+
+def test_how_much_is_taken_can_be_bounded(rows):
+    options = CorpusOptions(corpus=str(rows), text_column="story")
+    for most in (1, 3, 16):
+        assert len(list(replace(options, max_documents=most).documents())) == most
+    for most, n_documents in ((5, 1), (10, 1), (11, 2), (20, 2), (21, 3), (10_000, 16)):
+        assert len(list(replace(options, max_bytes=most).documents())) == n_documents
+    with pytest.raises(UserError, match="first document alone has 5 bytes"):
+        list(replace(options, max_bytes=4).documents())
+
+
+def test_subfolders_are_mixed_by_bytes(rows):
+    report: dict[str, Any] = {}
+    options = CorpusOptions(corpus=str(rows), text_column="story", mix="books=0.8,web=0.2")
+    names = [d.name.split("/")[0] for d in options.documents(report)]
+    # Bytes taken of books are 40, 80, 120, 160; of web 5, 7 (a blank text), 13, 23, 33: four times as many.
+    assert names[:8] == ["books", "web", "web", "books", "web", "books", "web", "books"]
+    assert len(names) == 16
+    assert report["exhausted"] == ["web", "books"]
+    with pytest.raises(UserError, match="has no folder 'wiki'; its folders: books, web"):
+        replace(options, mix="wiki=1").documents()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text_column": "t"}, "--text-column belongs to --corpus hub:OWNER/NAME or files of rows"),
+        ({"mix": "a=1"}, "--mix belongs to --corpus smollm or hub:OWNER/NAME or a folder"),
+        ({"hub_config": "c"}, "--hub-config belongs to --corpus hub:OWNER/NAME, and here it is python-docs"),
+        ({"corpus": "smollm", "mix": "cosmopedia-v2=1", "text_column": "t"}, "--text-column belongs"),
+        ({"corpus": "gutenberg", "books": "11", "revision": "main"}, "--revision belongs"),
+        ({"max_bytes": 0}, "--max-bytes must be at least 1"),
+        ({"max_documents": -1}, "--max-documents must be at least 1"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        CorpusOptions(**options).documents()
+
+
+def test_options_can_be_typed_again():
+    options = CorpusOptions(corpus="hub:a/b", mix="web=1", max_bytes=10, revision="main", validation_every=5)
+    assert tyro.cli(CorpusOptions, args=options.flags()) == options
+    assert CorpusOptions().flags() == []
+
+
+def test_real_parquet_in_the_hub_s_layout(data_folder):
+    report: dict[str, Any] = {}
+    mix = "fineweb-edu-dedup-like=0.7,cosmopedia-v2-like=0.3"
+    options = CorpusOptions(corpus=str(data_folder / "web"), mix=mix, max_bytes=2_000_000)
+    found = list(options.documents(report))
+    sizes = Counter[str]()
+    for document in found:
+        sizes[document.name.split("/")[0]] += len(document.text.encode())
+    assert sizes["fineweb-edu-dedup-like"] / sizes.total() == pytest.approx(0.7, abs=0.01)
+    assert found == list(options.documents())
