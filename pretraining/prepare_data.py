@@ -84,6 +84,8 @@ def main(options: PrepareData) -> None:
         print(f"  {n_bytes / sum(read_from.values()):6.1%} of the text is from {name}{end}")
     if report["empty_texts"]:
         print(f"  {report['empty_texts']:,} documents without text were left out")
+    for found in report.get("dropped", []):
+        print(f"  {found['dropped']} was dropped: {found['containment']:.0%} of the shorter is in {found['kept']}")
     if seen:
         dropped = seen.pop("dropped")
         print(f"  of {seen.pop('books')} books, {dropped:,} characters of Gutenberg headers and footers were dropped;")

@@ -7,7 +7,7 @@ look better on the second than it is.
 | --corpus | documents | needs |
 |---|---|---|
 | `python-docs` | Python's language reference and the standard library's docstrings | nothing: it is on this machine |
-| `gutenberg` | Project Gutenberg's books, header and footer removed | `--books` with ids (network) or a folder |
+| `gutenberg` | Project Gutenberg's books, header and footer removed | `--books`: ids or a query (network), a folder |
 | `smollm` | the SmolLM corpus: web pages and synthetic textbooks, in a `--mix` | network |
 | `hub:OWNER/NAME` | the rows of a data set of the Hugging Face hub: one `--hub-config` or a `--mix` of them | network |
 | a path | the rows of a .parquet, .jsonl or .jsonl.gz file, or of all such files below a folder | the file |
@@ -27,8 +27,10 @@ from typing import Any, Literal, Self
 from utils.downloads import cache_folder
 from utils.errors import UserError
 from working_with_text_data import gutenberg
+from working_with_text_data.gutenberg_catalogue import fetch_catalogue, find_books, is_query
 from working_with_text_data.hub_corpora import SMOLLM, require_smollm_texts, resolve_revision, stream_column
 from working_with_text_data.mixing import mix_by_bytes, parse_mix
+from working_with_text_data.near_duplicates import find_near_duplicates
 from working_with_text_data.python_docs import python_docs
 from working_with_text_data.rows import ROW_SUFFIXES, read_column
 from working_with_text_data.text_files import find_text_files, read_text
@@ -49,6 +51,7 @@ class Document:
 HUB, FOLDER, ROWS, TEXTS = "hub:OWNER/NAME", "a folder", "files of rows (.parquet, .jsonl, .jsonl.gz)", "text files"
 _BELONGS = {  # the flags that mean something with some corpora alone
     "books": ("gutenberg",),
+    "deduplicate": ("gutenberg",),
     "text_column": (HUB, ROWS),
     "mix": ("smollm", HUB, FOLDER),
     "hub_config": (HUB,),
@@ -64,7 +67,11 @@ class CorpusOptions:
     corpus: str = "python-docs"
     """python-docs, gutenberg, smollm, hub:OWNER/NAME, or the path of a file or folder of texts or rows."""
     books: str | None = None
-    """With --corpus gutenberg: ids such as 11,84,1342 or 11-20 to download, or a folder of .txt or .txt.gz books."""
+    """With --corpus gutenberg: ids such as 11,84,1342 or 11-20 to download, a query of the catalogue such as
+    "language=en author=Austen subject=Fiction limit=9" (each of the four may be left out), or a folder of .txt or
+    .txt.gz books."""
+    deduplicate: bool = True
+    """With --corpus gutenberg: leave out other editions of a book, and books that stand in another one."""
     mix: str | None = None
     """Shares of the bytes, as in web=0.7,books=0.3: of smollm's parts, a hub data set's configs, or subfolders."""
     text_column: str = "text"
@@ -112,14 +119,13 @@ class CorpusOptions:
 
     def flags(self) -> list[str]:
         """These options as they would be typed, without those that have their default."""
-        return [
-            word
-            for name, value in self.describe().items()
-            if value != _DEFAULTS[name]
-            for word in (_flag(name), str(value))
-        ]
+        words: list[str] = []
+        for name, value in self.describe().items():
+            if value != _DEFAULTS[name]:
+                words += [_flag(f"no_{name}")] if value is False else [_flag(name), str(value)]
+        return words
 
-    def describe(self) -> dict[str, str | int | None]:
+    def describe(self) -> dict[str, str | int | bool | None]:
         """What decides the documents, for a manifest."""
         return {name: getattr(self, name) for name in _DEFAULTS}
 
@@ -175,9 +181,9 @@ class CorpusOptions:
         if self.corpus == "gutenberg":
             if self.books is None:
                 raise UserError(
-                    "--corpus gutenberg needs --books: ids such as 11,84,1342, or a folder of .txt or .txt.gz books"
+                    "--corpus gutenberg needs --books: ids such as 11,84, a query such as author=Austen, or a folder"
                 )
-            return _gutenberg_documents(self.books)
+            return _gutenberg_documents(self.books, self.deduplicate, report)
         dataset = self._dataset()
         if self.mix is None:
             return self._source(dataset, self.hub_config)
@@ -237,19 +243,45 @@ def _with_bytes(document: Document) -> tuple[Document, int]:
     return document, len(document.text.encode("utf-8", "replace"))
 
 
-def _gutenberg_documents(books: str) -> Iterator[Document]:
+def _gutenberg_documents(books: str, deduplicate: bool, report: dict[str, Any]) -> Iterator[Document]:
+    paths = _gutenberg_files(books)
+    if deduplicate:
+        paths = _without_near_duplicates(list(paths), report)
+    for path in paths:
+        book = gutenberg.read_book(path)
+        facts = {name: value for name, value in asdict(book).items() if name not in ("name", "text")}
+        yield Document(book.name, book.text, facts)
+
+
+def _gutenberg_files(books: str) -> Iterator[Path]:
+    """The files of the books, which are fetched as they are asked for."""
     folder = Path(books).expanduser()
     if folder.is_dir():
-        found = gutenberg.read_books_folder(folder)
+        return iter(gutenberg.find_books_in(folder))
+    cache = cache_folder() / "gutenberg"
+    if is_query(books):
+        try:
+            ids = find_books(books, fetch_catalogue(cache))
+        except ValueError as error:
+            raise UserError(f"--books: {error}") from None
     else:
         try:
             ids = gutenberg.parse_book_ids(books)
         except ValueError as error:
             raise UserError(f"--books {books}: no such folder, and not ids either ({error})") from None
-        found = map(gutenberg.read_book, gutenberg.download_books(ids, cache_folder() / "gutenberg"))
-    for book in found:
-        facts = {name: value for name, value in asdict(book).items() if name not in ("name", "text")}
-        yield Document(book.name, book.text, facts)
+    return gutenberg.download_books(ids, cache)
+
+
+def _without_near_duplicates(paths: list[Path], report: dict[str, Any]) -> Iterator[Path]:
+    """The books but for those that stand in another one; which were dropped is told in `report`."""
+    by_name = {str(path): path for path in paths}
+    found = find_near_duplicates(list(by_name), lambda name: gutenberg.read_book(by_name[name]).text)
+    report["dropped"] = [
+        asdict(duplicate) | {"dropped": by_name[duplicate.dropped].name, "kept": by_name[duplicate.kept].name}
+        for duplicate in found
+    ]
+    dropped = {duplicate.dropped for duplicate in found}
+    return (path for name, path in by_name.items() if name not in dropped)
 
 
 def _files_of_rows(path: Path) -> list[Path]:

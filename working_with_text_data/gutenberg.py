@@ -151,16 +151,25 @@ def read_book(path: Path) -> Book:
     return Book(name, body, encoding, header_characters, footer_characters, marker)
 
 
-def read_books_folder(folder: Path) -> Iterator[Book]:
-    """Reads each `.txt` and `.txt.gz` file anywhere below `folder`, one at a time, pg2 before pg10.
+def find_books_in(folder: Path) -> list[Path]:
+    """The `.txt` and `.txt.gz` files anywhere below `folder`, pg2 before pg10.
 
     Raises:
-        ValueError: there is none (at once), or `read_book` refuses one (when its turn comes).
+        ValueError: there is none.
     """
     paths = find_text_files(folder, (".txt", ".txt.gz"))
     if not paths:
         raise ValueError(f"no .txt or .txt.gz files in {folder}")
-    return map(read_book, paths)
+    return paths
+
+
+def read_books_folder(folder: Path) -> Iterator[Book]:
+    """Reads each of `find_books_in(folder)`, one at a time.
+
+    Raises:
+        ValueError: there is none (at once), or `read_book` refuses one (when its turn comes).
+    """
+    return map(read_book, find_books_in(folder))
 
 
 _MIRROR_FILES = (  # from the newest form of a book to the oldest

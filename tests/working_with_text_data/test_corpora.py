@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import tyro
 from datasets import Dataset
@@ -112,6 +113,40 @@ def test_empty_and_binary_files_are_refused_by_name(tmp_path):
         list(CorpusOptions(validation_every=1).split_documents())
 
 
+# --- books ---------------------------------------------------------------------------------------------------------
+
+
+def test_other_editions_are_left_out_and_named(tmp_path):
+    random = np.random.default_rng(0)
+    tale = " ".join(f"w{n}" for n in random.integers(5_000, size=4_000))
+    other = " ".join(f"w{n}" for n in random.integers(5_000, size=4_000))
+    for name, text in (("pg1", tale), ("pg2", other), ("pg3", tale.upper()), ("pg4", f"{other}\n\n{'new words ' * 9}")):
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+    options = CorpusOptions(corpus="gutenberg", books=str(tmp_path))
+    report: dict[str, Any] = {}
+    assert [d.name for d in options.documents(report)] == ["pg1", "pg2"]
+    assert [(found["dropped"], found["kept"]) for found in report["dropped"]] == [
+        ("pg3.txt", "pg1.txt"),
+        ("pg4.txt", "pg2.txt"),
+    ]
+    kept = replace(options, deduplicate=False).documents()
+    assert [d.name for d in kept] == ["pg1", "pg2", "pg3", "pg4"]
+
+
+def test_a_query_is_looked_up_and_its_books_are_read(tmp_path, monkeypatch):
+    cache = tmp_path / "gutenberg"
+    cache.mkdir()
+    (cache / "pg_catalog.csv.gz").write_bytes(
+        gzip.compress(b"Text#,Type,Issued,Title,Language,Authors,Subjects,LoCC,Bookshelves\n7,Text,,T,en,Me,,,\n")
+    )
+    (cache / "pg7.txt").write_text("My book.", encoding="utf-8")
+    monkeypatch.setenv("SCRATCHBOOK_CACHE", str(tmp_path))
+    assert [d.text for d in CorpusOptions(corpus="gutenberg", books="author=me").documents()] == ["My book.\n"]
+    for wrong in ("author=you", "colour=red", "author="):
+        with pytest.raises(UserError, match="--books"):
+            list(CorpusOptions(corpus="gutenberg", books=wrong).documents())
+
+
 # --- rows ----------------------------------------------------------------------------------------------------------
 
 
@@ -169,6 +204,7 @@ def test_subfolders_are_mixed_by_bytes(rows):
         ({"hub_config": "c"}, "--hub-config belongs to --corpus hub:OWNER/NAME, and here it is python-docs"),
         ({"corpus": "smollm", "mix": "cosmopedia-v2=1", "text_column": "t"}, "--text-column belongs"),
         ({"corpus": "gutenberg", "books": "11", "revision": "main"}, "--revision belongs"),
+        ({"deduplicate": False}, "--deduplicate belongs to --corpus gutenberg"),
         ({"max_bytes": 0}, "--max-bytes must be at least 1"),
         ({"max_documents": -1}, "--max-documents must be at least 1"),
     ],
@@ -181,6 +217,8 @@ def test_flags_that_would_do_nothing_are_refused(options, message):
 def test_options_can_be_typed_again():
     options = CorpusOptions(corpus="hub:a/b", mix="web=1", max_bytes=10, revision="main", validation_every=5)
     assert tyro.cli(CorpusOptions, args=options.flags()) == options
+    books = CorpusOptions(corpus="gutenberg", books="author=Jane Austen", deduplicate=False)
+    assert tyro.cli(CorpusOptions, args=books.flags()) == books
     assert CorpusOptions().flags() == []
 
 
