@@ -1,5 +1,8 @@
 """Turns a corpus into token shards: what training reads.
 
+A corpus of any size: documents are read as they are needed, tokenised by all cores and written at once. After a stop or a
+kill, the same command goes on where it was.
+
 python pretraining/prepare_data.py --corpus python-docs --tokenizer runs/demo/tokenizer.json --out runs/demo/tokens
 """
 
@@ -48,6 +51,8 @@ def main(options: PrepareData) -> None:
     report: dict[str, Any] = {}
     split_documents = options.split_documents(report)
     require_writable(options.out.parent)
+    if options.revision is not None:
+        print(f"Reading the commit {options.revision}: --revision with it gives the same text, also after a stop")
     print(f"Tokenising {options.corpus} with {options.tokenizer} ({tokenizer.n_vocab:,} tokens)")
 
     seen: Counter[str] = Counter()

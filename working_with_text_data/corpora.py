@@ -27,7 +27,7 @@ from typing import Any, Literal, Self
 from utils.downloads import cache_folder
 from utils.errors import UserError
 from working_with_text_data import gutenberg
-from working_with_text_data.gutenberg_catalogue import fetch_catalogue, find_books, is_query
+from working_with_text_data.gutenberg_catalogue import fetch_catalogue, find_books, is_query, parse_query
 from working_with_text_data.hub_corpora import SMOLLM, require_smollm_texts, resolve_revision, stream_column
 from working_with_text_data.mixing import mix_by_bytes, parse_mix
 from working_with_text_data.near_duplicates import find_near_duplicates
@@ -261,6 +261,7 @@ def _gutenberg_files(books: str) -> Iterator[Path]:
     cache = cache_folder() / "gutenberg"
     if is_query(books):
         try:
+            parse_query(books)  # before anything is fetched for it
             ids = find_books(books, fetch_catalogue(cache))
         except ValueError as error:
             raise UserError(f"--books: {error}") from None
