@@ -1,7 +1,7 @@
 """Turns a corpus into token shards: what training reads.
 
-A corpus of any size: documents are read as they are needed, tokenised by all cores and written at once. After a stop or a
-kill, the same command goes on where it was.
+A corpus of any size: documents are read as they are needed, tokenised by all cores and written at once. After a stop
+or a kill, the same command goes on where it was.
 
 python pretraining/prepare_data.py --corpus python-docs --tokenizer runs/demo/tokenizer.json --out runs/demo/tokens
 """
