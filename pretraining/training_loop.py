@@ -326,6 +326,8 @@ class TrainingLoop:
         self.model, self.options, self.ranks, self.hooks, self.folder = model, options, ranks, hooks, folder
         self.parallel = parallelise(objective, blocks, ranks, options.parallel)
         self.optimizers = make_optimizers()
+        if options.parallel == "fsdp":
+            self._fill_optimizers()
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=dtype == torch.float16)
         self.read = ReadAhead(lambda i: batch(i, ranks.rank, ranks.size))
         self.watch = LossWatch(options.spike)
@@ -557,6 +559,19 @@ class TrainingLoop:
     def _whole_state(self) -> dict[str, Any]:
         states = [optimizer_state(optimizer) for optimizer in self.optimizers]
         return {"model": self.model.state_dict(), "optimizers": states}
+
+    def _fill_optimizers(self) -> None:
+        """Gives the optimisers their state, all zeros, before the first step.
+
+        PyTorch would fill it when a checkpoint first asks for it, by a step at rate zero. Such a step counts: AdamW's
+        correction of its young means would be one step ahead for the rest of the run.
+        """
+        get_state_dict(self.model, self.optimizers)
+        for optimizer in self.optimizers:
+            for state in optimizer.state.values():
+                for value in state.values():
+                    if isinstance(value, Tensor):
+                        value.zero_()
 
     def _sharded_state(self) -> dict[str, Any]:
         model, optimizers = get_state_dict(self.model, self.optimizers)
