@@ -2,7 +2,7 @@
 
 python pretraining/pretrain.py --data runs/demo/tokens --run runs/laptop
 
-torchrun --standalone --nproc-per-node 8 pretraining/pretrain.py --preset gpt2-124m --data DATA --run RUN --resume auto
+torchrun --standalone --nproc-per-node 8 -- pretraining/pretrain.py --preset gpt2-124m --data DATA --run RUN --resume auto
 
 The loop is in `training_loop.py`; here it gets its data, its model and its optimisers, and a folder to write to. What a
 run writes is whole at every instant: a kill loses the steps since the last checkpoint, and the same command with
@@ -157,6 +157,18 @@ _GPT2 = Pretrain(
 
 PRESETS = {
     "laptop": Pretrain(),
+    "modern": Pretrain(
+        positions="rope",
+        qk_norm=True,
+        norm="rmsnorm",
+        bias=False,
+        optimizer="muon",
+        learning_rate=0.02,
+        other_learning_rate=0.02,
+        schedule="wsd",
+        decay=0.6,
+        floor=0.0,
+    ),
     "gpt2-124m": _GPT2,
     # The shape of GPT-2's second size; the rate of GPT-3's model of that size (Brown et al. 2020, table 2.1).
     "gpt2-355m": replace(_GPT2, n_layer=24, n_head=16, d_model=1024, micro_batch_size=4, learning_rate=3e-4),

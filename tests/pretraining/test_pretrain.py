@@ -200,7 +200,7 @@ def test_mistakes_are_one_clear_line(tokens, tmp_path, run, flags, words):
 
 
 def test_presets_have_the_shapes_they_name():
-    assert set(PRESETS) >= {"laptop", "gpt2-124m", "gpt2-355m"}
+    assert set(PRESETS) == {"laptop", "modern", "gpt2-124m", "gpt2-355m"}
     small, medium = PRESETS["gpt2-124m"], PRESETS["gpt2-355m"]
     assert small.batch_size * small.context_length == 491_520  # nanoGPT's tokens per step
     assert (small.n_layer, small.n_head, small.d_model) == (12, 12, 768)
