@@ -2,7 +2,7 @@
 
 python pretraining/pretrain.py --data runs/demo/tokens --run runs/laptop
 
-torchrun --standalone --nproc-per-node 8 -- pretraining/pretrain.py --preset gpt2-124m --data DATA --run RUN --resume auto
+torchrun --standalone --nproc-per-node 8 -- pretraining/pretrain.py --preset gpt2-124m --data DATA --run RUN
 
 The loop is in `training_loop.py`; here it gets its data, its model and its optimisers, and a folder to write to. What a
 run writes is whole at every instant: a kill loses the steps since the last checkpoint, and the same command with
