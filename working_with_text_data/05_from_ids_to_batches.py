@@ -797,7 +797,6 @@ for shift in (1, 2, 4, 0):
 # Now the module. The walk goes through `Batches`, and whoever wrote the targets there is measured by ln 2.
 
 
-
 # %%
 def whole_windows(batches):
     """All windows of an epoch but the short one: inputs and targets, (W, T) each."""
