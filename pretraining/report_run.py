@@ -35,11 +35,13 @@ class ReportRun:
 
 
 def table(results: Path) -> str:
-    """The Markdown table of all runs in a folder of results."""
+    """The Markdown table of all runs in a folder of results; the JSON files of benchmarks beside them have no `metrics`."""
     header = ["run", "parameters", "tokens seen", "validation nats/token", "bits per byte", "tokens/s", "minutes"]
     rows = []
     for path in sorted(results.glob("*.json")):
         run = read_json(path)
+        if "metrics" not in run:
+            continue
         m = run["metrics"]
         rows.append(
             [
