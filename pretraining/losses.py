@@ -14,6 +14,10 @@ which is known as soon as the logits are. So a chunk of tokens is carried all th
 hidden vectors, its share of the gradient by W) before the next begins, and one chunk of logits is all that ever exists.
 The price is that the gradient is computed in the forward pass; what backward adds is a multiplication.
 
+GPT-2 has 50,257 tokens, an odd number, and tensor cores load rows that begin at multiples of 16 bytes: a matrix of such
+rows is multiplied by slower kernels. So nanoGPT makes its vocabulary 50,304. Here the model keeps the tokenizer's, and
+the half-precision copy of W that autocast makes anyway gets some rows of zeros more (`ROWS`), which no loss looks at.
+
 This is the idea of Liger's fused kernel (Hsu et al. 2024, section 3.2, "FusedLinearCrossEntropy") in plain PyTorch.
 """
 
@@ -22,9 +26,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from working_with_text_data.token_shards import IGNORE
+
+ROWS = 64  # half-precision copies of W have a multiple of this many rows
 
 
 def softcap(logits: Tensor, cap: float | None) -> Tensor:
@@ -48,7 +55,7 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor, cap: float | None) -> tu
 
 def _loss(logits: Tensor, targets: Tensor, cap: float | None) -> Tensor:
     y = softcap(logits.float(), cap)
-    return torch.nn.functional.cross_entropy(y, targets, reduction="sum", ignore_index=IGNORE)
+    return F.cross_entropy(y, targets, reduction="sum", ignore_index=IGNORE)
 
 
 _compiled: Any = None
@@ -66,26 +73,29 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, cap: float | None, dtype: torch.dtype
     ) -> Tensor:
         loss = hidden.new_zeros((), dtype=torch.float32)
-        cast = weight.to(dtype)  # (vocab_size, d_model)
+        vocab_size, half = len(weight), dtype.itemsize < 4
+        more = -vocab_size % ROWS if half else 0
+        cast = F.pad(weight.to(dtype), (0, 0, 0, more))  # (vocab_size + more, d_model)
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         by_hidden = torch.empty_like(hidden) if need_hidden else None
         by_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         kernel = _compiled or _loss_and_gradient
         for start in range(0, len(hidden), chunk):
             h, t = hidden[start : start + chunk].to(dtype), targets[start : start + chunk]  # (chunk, d_model), (chunk,)
-            logits = h @ cast.mT  # (chunk, vocab_size)
+            logits = (h @ cast.mT)[:, :vocab_size]  # (chunk, vocab_size)
             if by_hidden is None and by_weight is None:
                 loss += _loss(logits, t, cap)
                 continue
             part, gradient = kernel(logits, t, cap)
             loss += part
-            gradient = gradient.to(dtype)  # (chunk, vocab_size), between -1 and 1, so that half precision holds it
+            # Between -1 and 1, so that half precision holds it.
+            gradient = F.pad(gradient.to(dtype), (0, more))  # (chunk, vocab_size + more)
             if by_hidden is not None:
                 by_hidden[start : start + chunk] = gradient @ cast
-            if by_weight is not None and dtype == torch.float32:
+            if by_weight is not None and not half:
                 by_weight.addmm_(gradient.mT, h)
             elif by_weight is not None:
-                by_weight += gradient.mT @ h
+                by_weight += (gradient.mT @ h)[:vocab_size]
         ctx.save_for_backward(by_hidden, by_weight)
         ctx.weight_dtype = weight.dtype
         return loss

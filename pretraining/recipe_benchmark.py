@@ -1,46 +1,47 @@
 """How many steps does a recipe need to reach the loss at which nanoGPT's ends? Same shape, same batch, same text.
 
-python pretraining/recipe_benchmark.py
+python pretraining/recipe_benchmark.py                              # tiny Shakespeare by characters
+python pretraining/recipe_benchmark.py --tokens runs/books/tokens   # three sizes on token shards
 
 nanoGPT's published recipe for a small computer (tiny Shakespeare by characters, 4 layers of 128, 2,000 batches of 12
-windows of 64) is run by `baseline.py`, as published and with the learning rate that a tuning split chose. The preset
-`modern` of `pretrain.py` then gets ever more steps, its schedule made for each number of them, until its mean loss over
-the seeds is no higher than the baseline's. What counts is that number of steps over the baseline's.
+windows of 64) is run by `baseline.py`, as published and with its learning rate tuned. On token shards there is nothing
+published; there the same recipe runs in three sizes, each with a rate tuned for it: of some rates the one that ends
+lowest on the last tenth of the training text, with the rest of it to learn from. The preset `modern` of `pretrain.py`
+stays as it is for all sizes and both texts. It gets ever more steps, its schedule made for each number of them, until
+its mean loss over the seeds is no higher than the baseline's. What counts is that number of steps over the baseline's.
 
-Both are measured on all of the validation text, in windows side by side, in float32. No times: see the throughput.
+Both are measured on the same validation text, in windows side by side, in float32. No times: see
+`throughput_benchmark.py`.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from tqdm import tqdm
 
-from gpt_model import GPT, GPTConfig
-from pretraining.baseline import BASELINE_SMALL, Ids, find_text, read_characters, split, train_baseline
-from pretraining.distributed import Ranks
-from pretraining.model_options import SHAPE
+from pretraining.bare_loop import train_on_ids
+from pretraining.baseline import BASELINE_SMALL, BaselineConfig, Ids, find_text, read_characters, split, train_baseline
 from pretraining.pretrain import PRESETS, Pretrain
-from pretraining.training_loop import Hooks, NextToken, TrainingLoop
 from utils.benchmarking import describe_machine
 from utils.errors import UserError, run_command
 from utils.files import read_json, require_writable, write_json
 from utils.readme_tables import markdown_table, write_block
-from utils.seeding import seed_everything
 from utils.tracking import REPOSITORY, provenance
-from working_with_text_data.token_shards import Batches
+from working_with_text_data.token_shards import TokenShards
 
-RESULTS = REPOSITORY / "pretraining" / "results" / "recipe.json"
+RESULTS = REPOSITORY / "pretraining" / "results" / "recipe"
 README = REPOSITORY / "pretraining" / "README.md"
-STEPS = 2000  # of the baseline
-TARGETS = {"as published": 1e-3, "rate tuned": 4e-3}  # the baseline's learning rates
+PUBLISHED = {
+    "as published": 1e-3,
+    "rate tuned": 4e-3,
+}  # learning rates; --tuning of baseline.py chose the second
+SIZES = {"2 layers of 64": (2, 2, 64), "4 layers of 128": (4, 4, 128), "6 layers of 192": (6, 6, 192)}
+LONGEST = 100_000  # ids of a validation text
 
 
 @dataclass(frozen=True)
@@ -49,88 +50,121 @@ class RecipeBenchmark:
 
     text: Path | None = None
     """Tiny Shakespeare; else misc/tinyshakespeare.txt.gz in the folder that SCRATCHBOOK_DATA names."""
-    budgets: tuple[int, ...] = (200, 220, 240, 260, 280, 300, 350, 400, 450, 500, 600, 700, 800)
-    """Numbers of steps to try, rising."""
+    tokens: Path | None = None
+    """A folder of token shards that prepare_data.py wrote: three sizes are compared on it, in place of the text."""
+    steps: int | None = None
+    """Steps of the baseline; 2,000 for the text, and 1,000 for token shards, if not given."""
+    shares: tuple[float, ...] = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0)
+    """Numbers of our steps to try, rising, as shares of the baseline's."""
+    rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
+    """Learning rates of the baseline to choose from, on token shards."""
     seeds: int = 2
     """Runs of everything, each with its own weights and order of the data."""
     out: Path = RESULTS
-    """The JSON file to write."""
+    """The folder for the JSON files, one a shape; the table is made of all that are in it."""
     readme: Path = README
     """The README with the table, between <!-- recipe:begin --> and <!-- recipe:end -->."""
     report_only: bool = False
-    """Make the table from the JSON file as it is."""
+    """Make the table from the JSON files as they are."""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1 or not self.budgets or list(self.budgets) != sorted(set(self.budgets)) or self.budgets[0] < 1:
-            raise UserError("--seeds must be at least 1, and --budgets rising numbers of steps")
+        rising = list(self.shares) == sorted(set(self.shares)) and all(share > 0 for share in self.shares)
+        if self.seeds < 1 or not self.shares or not rising:
+            raise UserError("--seeds must be at least 1, and --shares rising numbers above 0")
+        if not self.rates or min(self.rates) <= 0 or (self.steps is not None and self.steps < 1):
+            raise UserError("--rates must be above 0, and --steps at least 1")
 
 
-def whole_windows(ids: Ids, length: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(inputs, targets) of all windows side by side that are full, int64 (windows, length): the baseline's own."""
-    count = (len(ids) - 1) // length
-    inputs, targets = (part[: count * length].astype(np.int64).reshape(count, length) for part in (ids, ids[1:]))
-    return inputs, targets
+@dataclass(frozen=True)
+class Task:
+    """A text, a shape, and how long the baseline learns."""
+
+    name: str
+    config: BaselineConfig
+    train: Ids
+    validation: Ids
+    steps: int
 
 
-def train_ours(train: Ids, validation: Ids, vocab_size: int, steps: int, seed: int) -> float:
-    """The validation loss of the preset `modern`, in the baseline's shape and with its batch, after `steps` steps."""
-    recipe: Pretrain = replace(
+def tasks_of(options: RecipeBenchmark) -> Iterator[Task]:
+    """What the flags ask for.
+
+    Raises:
+        UserError: there is no such text.
+    """
+    if options.tokens is None:
+        ids, vocab_size = read_characters(find_text(options.text))
+        config = replace(BASELINE_SMALL, vocab_size=vocab_size)
+        yield Task("tiny Shakespeare by characters", config, *split(ids), options.steps or 2000)
+        return
+    shards = TokenShards.open(options.tokens)
+    train, validation = (np.concatenate(shards.arrays[side]).astype(np.uint16) for side in ("train", "validation"))
+    for name, (n_layer, n_head, d_model) in SIZES.items():
+        shape = replace(BASELINE_SMALL, n_layer=n_layer, n_head=n_head, d_model=d_model)
+        config = replace(shape, vocab_size=shards.tokenizer.n_vocab)
+        yield Task(f"tokens, {name}", config, train, validation[:LONGEST], options.steps or 1000)
+
+
+def baseline_loss_at(task: Task, rate: float, seed: int) -> float:
+    """Where the baseline ends."""
+    measured = train_baseline(
+        task.config,
+        task.train,
+        task.validation,
+        learning_rate=rate,
+        seed=seed,
+        steps=task.steps,
+        warmup_steps=max(1, task.steps // 20),  # 100 of 2,000, as published
+        evaluate_every=task.steps,
+    )
+    return measured[-1].validation_loss
+
+
+def tuned_rates(task: Task, rates: Sequence[float]) -> dict[str, float]:
+    """rate -> the baseline's loss with it, on text that neither the rate's choice nor the figures' needs again."""
+    train, validation = split(task.train)
+    tuning = replace(task, train=train, validation=validation[:LONGEST])
+    return {str(rate): baseline_loss_at(tuning, rate, seed=0) for rate in rates}
+
+
+def recipe_for(config: BaselineConfig, steps: int, seed: int) -> Pretrain:
+    """The preset `modern`, in the baseline's shape and with its batch."""
+    return replace(
         PRESETS["modern"],
-        n_layer=BASELINE_SMALL.n_layer,
-        n_head=BASELINE_SMALL.n_head,
-        d_model=BASELINE_SMALL.d_model,
-        context_length=BASELINE_SMALL.context_length,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        d_model=config.d_model,
+        context_length=config.context_length,
         batch_size=12,
         steps=steps,
         precision="float32",
         seed=seed,
     )
-    shape: dict[str, Any] = {name: getattr(recipe, name) for name in SHAPE}
-    seed_everything(seed)
-    model = GPT(GPTConfig(vocab_size=vocab_size, context_length=recipe.context_length, **shape))
-    loop = TrainingLoop(
-        NextToken(model),
-        model,
-        model.transformer.blocks,
-        lambda: recipe.make_optimizers(model),
-        Batches([train], recipe.context_length, recipe.batch_size, seed).batch,
-        recipe,
-        Ranks(0, 1, torch.device("cpu")),
-        Hooks(on_step=lambda step: None, evaluate=lambda last: 0.0),
-        Path("nowhere"),  # no checkpoint is written
-    )
-    try:
-        for _ in tqdm(range(steps), desc=f"modern, {steps} steps", unit="step", disable=None, leave=False):
-            if problem := loop.take_step():
-                raise UserError(f"the recipe diverged: {problem}")
-        return loop.mean_loss(*whole_windows(validation, recipe.context_length))
-    finally:
-        loop.read.close()
 
 
-def measure(options: RecipeBenchmark) -> dict[str, Any]:
-    """All runs: name -> the baseline's losses, and number of steps -> ours."""
-    ids, vocab_size = read_characters(find_text(options.text))
-    train, validation = split(ids)
-    config = replace(BASELINE_SMALL, vocab_size=vocab_size)
+def measure(task: Task, options: RecipeBenchmark) -> dict[str, Any]:
+    """All runs of a task: name -> the baseline's losses, and number of steps -> ours."""
     seeds = range(options.seeds)
-    baseline = {
-        name: [
-            train_baseline(config, train, validation, learning_rate=rate, seed=seed, steps=STEPS, evaluate_every=STEPS)[
-                -1
-            ].validation_loss
-            for seed in seeds
-        ]
-        for name, rate in TARGETS.items()
-    }
+    rates, tuning = PUBLISHED, {}
+    if options.tokens is not None:
+        tuning = tuned_rates(task, options.rates)
+        best = min(tuning, key=lambda rate: tuning[rate])
+        rates = {f"rate tuned, {best}": float(best)}
+    baseline = {name: [baseline_loss_at(task, rate, seed) for seed in seeds] for name, rate in rates.items()}
     hardest = min(statistics.mean(losses) for losses in baseline.values())
     ours: dict[str, list[float]] = {}
-    for budget in options.budgets:
-        ours[str(budget)] = [train_ours(train, validation, vocab_size, budget, seed) for seed in seeds]
-        print(f"modern, {budget} steps: {statistics.mean(ours[str(budget)]):.4f}")
-        if statistics.mean(ours[str(budget)]) <= hardest:
+    for share in options.shares:
+        steps = max(1, round(share * task.steps))
+        recipes = [recipe_for(task.config, steps, seed) for seed in seeds]
+        ours[str(steps)] = [
+            train_on_ids(recipe, task.train, task.validation, task.config.vocab_size).loss for recipe in recipes
+        ]
+        print(f"{task.name}, modern, {steps} steps: {statistics.mean(ours[str(steps)]):.4f}, wanted {hardest:.4f}")
+        if statistics.mean(ours[str(steps)]) <= hardest:
             break
-    return {"baseline": baseline, "modern": ours, "machine": describe_machine(), "made_by": provenance()}
+    figures = {"name": task.name, "steps": task.steps, "baseline": baseline, "modern": ours}
+    tuned = {"tuning": tuning} if tuning else {}
+    return figures | tuned | {"machine": describe_machine(), "made_by": provenance()}
 
 
 def steps_needed(ours: Mapping[str, Sequence[float]], target: float) -> int | None:
@@ -139,32 +173,46 @@ def steps_needed(ours: Mapping[str, Sequence[float]], target: float) -> int | No
     return min(reached, default=None)
 
 
-def table(results: dict[str, Any]) -> str:
-    """One row a target."""
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """One row for each loss to reach."""
 
     def shown(losses: Sequence[float]) -> str:
         return f"{statistics.mean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})"
 
     rows = []
-    for name, losses in results["baseline"].items():
-        needed = steps_needed(results["modern"], statistics.mean(losses))
-        ours = "not reached" if needed is None else shown(results["modern"][str(needed)])
-        rows.append([name, shown(losses), str(needed or "-"), ours, f"{needed / STEPS:.3f}" if needed else "-"])
-    header = ["nanoGPT's recipe", f"its loss after {STEPS:,} steps", "modern's steps", "modern's loss", "ratio"]
-    return markdown_table(header, rows, "lrrrr")
+    for result in results:
+        for name, losses in result["baseline"].items():
+            needed = steps_needed(result["modern"], statistics.mean(losses))
+            ours = "not reached" if needed is None else shown(result["modern"][str(needed)])
+            ratio = f"{needed / result['steps']:.3f}" if needed else "-"
+            row = [name, f"{result['steps']:,}", shown(losses), f"{needed:,}" if needed else "-", ours, ratio]
+            rows.append([result["name"], *row])
+    header = ["text and shape", "nanoGPT's recipe", "its steps", "its loss", "modern's steps", "modern's loss", "ratio"]
+    return markdown_table(header, rows, "llrrrrr")
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """All JSON files of a folder, in the order of their names.
+
+    Raises:
+        UserError: there is none.
+    """
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise UserError(f"no figures in {folder}: run without --report-only first")
+    return [read_json(path) for path in paths]
 
 
 def main(options: RecipeBenchmark) -> None:
-    if options.report_only:
-        if not options.out.is_file():
-            raise UserError(f"no figures at {options.out}: run without --report-only first")
-    else:
-        require_writable(options.out.parent)
-        write_json(options.out, measure(options))
-        print(f"Wrote {options.out}")
-    results = read_json(options.out)
-    print(table(results))
-    write_block(options.readme, "recipe", table(results))
+    if not options.report_only:
+        require_writable(options.out)
+        for task in tasks_of(options):
+            path = options.out / f"{task.name.replace(',', '').replace(' ', '-').lower()}.json"
+            write_json(path, measure(task, options))
+            print(f"Wrote {path}")
+    results = table(read_results(options.out))
+    print(results)
+    write_block(options.readme, "recipe", results)
     print(f"Wrote {options.readme}")
 
 

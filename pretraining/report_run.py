@@ -35,7 +35,7 @@ class ReportRun:
 
 
 def table(results: Path) -> str:
-    """The Markdown table of all runs in a folder of results; the JSON files of benchmarks beside them have no `metrics`."""
+    """The Markdown table of all runs in a folder of results, in which benchmarks (without `metrics`) lie, too."""
     header = ["run", "parameters", "tokens seen", "validation nats/token", "bits per byte", "tokens/s", "minutes"]
     rows = []
     for path in sorted(results.glob("*.json")):

@@ -64,6 +64,22 @@ def test_under_autocast_products_are_halved_and_sums_are_not():
     assert (a - b).norm() < 0.02 * b.norm()
 
 
+@pytest.mark.parametrize("vocab_size", [63, 64, 65, 1])
+def test_rows_added_to_a_half_precision_copy_change_nothing(vocab_size):
+    """Whole numbers and their sums are exact in bfloat16, so nothing but the rows could make a difference."""
+    random = torch.Generator().manual_seed(0)
+    hidden = torch.randint(-2, 3, (10, 8), generator=random).float().requires_grad_()
+    weight = torch.randint(-2, 3, (vocab_size, 8), generator=random).float().requires_grad_()
+    targets = torch.randint(0, vocab_size, (10,), generator=random)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = chunked_cross_entropy(hidden, weight, targets, 4)
+    plain = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    torch.testing.assert_close(ours, plain)
+    gradients = torch.autograd.grad(ours, (hidden, weight)), torch.autograd.grad(plain, (hidden, weight))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)  # of the softmax, 8 bits
+
+
 def test_wrong_shapes_are_refused():
     hidden, weight, targets = made(4)
     with pytest.raises(ValueError, match="expected"):
