@@ -29,8 +29,8 @@ from pretraining.baseline import BASELINE_SMALL, BaselineConfig, Ids, find_text,
 from pretraining.pretrain import PRESETS, Pretrain
 from utils.benchmarking import describe_machine
 from utils.errors import UserError, run_command
-from utils.files import read_json, require_writable, write_json
-from utils.readme_tables import markdown_table, write_block
+from utils.files import require_writable, write_json
+from utils.readme_tables import markdown_table, read_results, require_markers, write_block
 from utils.tracking import REPOSITORY, provenance
 from working_with_text_data.token_shards import TokenShards
 
@@ -191,19 +191,8 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return markdown_table(header, rows, "llrrrrr")
 
 
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """All JSON files of a folder, in the order of their names.
-
-    Raises:
-        UserError: there is none.
-    """
-    paths = sorted(folder.glob("*.json"))
-    if not paths:
-        raise UserError(f"no figures in {folder}: run without --report-only first")
-    return [read_json(path) for path in paths]
-
-
 def main(options: RecipeBenchmark) -> None:
+    require_markers(options.readme, "recipe")
     if not options.report_only:
         require_writable(options.out)
         for task in tasks_of(options):

@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import read_json, write_text
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> str:
@@ -37,6 +38,18 @@ def with_block(readme: str, name: str, content: str) -> str:
         raise ValueError(f"the markers of {name!r} must be there once each")
     block = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.S)
     return block.sub(lambda _: f"{begin}\n{content}\n{end}", readme)
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The figures that a benchmark wrote: all JSON files of a folder, in the order of their names.
+
+    Raises:
+        UserError: there is none.
+    """
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise UserError(f"no figures in {folder}: run without --report-only first")
+    return [read_json(path) for path in paths]
 
 
 def require_markers(path: Path, name: str) -> None:

@@ -16,14 +16,13 @@ from pretraining.recipe_benchmark import (
     RecipeBenchmark,
     Task,
     main,
-    read_results,
     recipe_for,
     steps_needed,
     table,
     tuned_rates,
 )
 from tests.conftest import assert_one_clear_line
-from utils.readme_tables import with_block
+from utils.readme_tables import read_results, with_block
 
 
 def test_both_are_measured_on_the_same_windows():
