@@ -6,6 +6,8 @@
     tokenizer.json          the tokenizer (tokenizer_config.json tells `transformers` how to open it)
     scratchbook.json        how it was made: command, data, versions, metrics
     README.md               the same for people: the model card
+    chat_template.jinja     of models that follow instructions: how messages become a text
+    classifier.*            of classifiers: the head and what its labels are called
 
 Two traps stand between our tensors and theirs. Their GPT-2 keeps its four matrices of a block as (in, out), the
 transpose of what `nn.Linear` keeps; and the output matrix is not stored, since it is the embedding. The published
@@ -25,6 +27,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -53,7 +56,9 @@ PICKLE = "pytorch_model.bin"  # what weights were before there was safetensors
 MAX_SHARD_BYTES = 5 * 10**9
 _SHARDS, _PICKLE_SHARDS = "model-*-of-*.safetensors", "pytorch_model-*-of-*.bin"
 _INDEX, _PICKLE_INDEX = f"{WEIGHTS}.index.json", f"{PICKLE}.index.json"
-_OWNED = (WEIGHTS, _INDEX, _SHARDS, TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG, MADE_BY, CARD)
+CHAT_TEMPLATE = "chat_template.jinja"
+_BESIDE = (CHAT_TEMPLATE, "classifier.json", "classifier.safetensors")  # what later chapters put there
+_OWNED = (WEIGHTS, _INDEX, _SHARDS, TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG, MADE_BY, CARD, *_BESIDE)
 _TOKENIZER_FILES = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, VOCABULARY, MERGES)
 _MODEL_FILES = (*_TOKENIZER_FILES, GENERATION_CONFIG, WEIGHTS, _INDEX, _SHARDS)
 _PICKLE_FILES = (PICKLE, _PICKLE_INDEX, _PICKLE_SHARDS)
@@ -208,18 +213,22 @@ def save_model(
     tokenizer: BytePairTokenizer | None = None,
     made_by: dict[str, Any] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    beside: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes a model folder, which appears whole or not at all; an older one is replaced.
 
     Args:
         made_by: kept in `scratchbook.json`, and told in the model card: `command`, `data`, `metrics` and what else.
         max_shard_bytes: weights of more than that go into several files of at most that each.
+        beside: the contents of files that later chapters put there: a chat template, or a classifier's head.
 
     Raises:
         ValueError: `folder` holds something that is not a model folder, the tokenizer is of another size, or the
             weights are stored (`weight_only.py`).
         OSError: cannot be written, disk full; an older model stays as it was.
     """
+    if unknown := sorted((beside or {}).keys() - set(_BESIDE)):
+        raise ValueError(f"{unknown[0]} is not part of a model folder: {', '.join(_BESIDE)} may lie beside the weights")
     if not isinstance(model.lm_head, torch.nn.Linear):
         raise ValueError("the weights of this model are stored in fewer bytes: save the model that it was made from")
     if tokenizer is not None:
@@ -242,6 +251,8 @@ def save_model(
                     **({"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT} if has_end else {}),
                 },
             )
+        for name, content in (beside or {}).items():
+            (staging / name).write_bytes(content)
         write_json(staging / MADE_BY, made_by or {})
         write_text(staging / CARD, model_card(model, model_type(model), made_by or {}))
 

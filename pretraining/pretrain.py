@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,13 +32,12 @@ from pretraining.distributed import Ranks, join_ranks, whole_weights
 from pretraining.model_options import ModelOptions, make_model
 from pretraining.optimizers import GaLore, OptimizerName, make_optimizers, state_bytes
 from pretraining.run_folder import RunFolder
+from pretraining.run_options import RunOptions, refuse_another_run, trackers_of
 from pretraining.training_loop import Ending, Hooks, LoopOptions, NextToken, Step, TrainingLoop, flops_per_token
-from utils.checkpoints import find_checkpoints
 from utils.devices import describe_device, peak_flops, products_dtype
 from utils.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError, run_command
-from utils.files import read_json, require_writable, sha256_of, write_json
+from utils.files import require_writable, sha256_of, write_json
 from utils.seeding import seed_everything
-from utils.tracking import Tracker, tensorboard_tracker, wandb_tracker
 from working_with_text_data.token_shards import (
     MANIFEST,
     Batches,
@@ -49,7 +48,7 @@ from working_with_text_data.token_shards import (
 
 
 @dataclass(frozen=True)
-class Pretrain(LoopOptions, ModelOptions):
+class Pretrain(LoopOptions, ModelOptions, RunOptions):
     """The flags of this script. --preset changes the defaults of the others; --preset NAME --help shows them."""
 
     preset: str | None = None
@@ -60,10 +59,6 @@ class Pretrain(LoopOptions, ModelOptions):
     """A tokenizer.json in place of the data folder's own; it must be the one that made the shards."""
     run: Path = Path("runs/pretrain")
     """The folder for everything that the run writes."""
-    resume: Literal["no", "auto"] = "no"
-    """auto goes on from the newest whole checkpoint in the run's folder, or begins if there is none."""
-    overwrite: bool = False
-    """Replace an older run in that folder."""
     document_masking: bool = False
     """No token sees another document of its window."""
     optimizer: OptimizerName = "adamw"
@@ -98,14 +93,6 @@ class Pretrain(LoopOptions, ModelOptions):
     """Steps from one look at update-to-weight ratios and attention entropy to the next; 0 for never."""
     sample_prompt: str = "The"
     """The samples continue this."""
-    tensorboard: bool = False
-    """Draw the figures in TensorBoard, too: tensorboard --logdir RUN/tensorboard."""
-    wandb: Literal["off", "offline", "online"] = "off"
-    """Weights & Biases: online sends the figures there, offline keeps them for `wandb sync`."""
-    wandb_project: str = "llm-scratchbook"
-    """The project there."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -175,39 +162,8 @@ PRESETS = {
 }
 PRESETS = {name: replace(recipe, preset=name) for name, recipe in PRESETS.items()}
 
-# What may differ when a run goes on: how fast, how often and whereto, not what is learned.
-_MAY_CHANGE = {
-    "preset", "data", "run", "resume", "overwrite", "device", "micro_batch_size", "compile", "checkpoint_activations",
-    "chunk_tokens", "tf32", "evaluate_every", "checkpoint_every", "keep_last", "keep_best", "rewinds", "spike",
-    "eval_tokens", "all_at_end", "diagnose_every", "tensorboard", "wandb", "wandb_project", "tokenizer",
-}  # fmt: skip
-
-
-def refuse_another_run(options: Pretrain) -> None:
-    """What stands in the run's folder is kept, unless this run goes on with it or may replace it.
-
-    Raises:
-        UserError: another run is there, or the same with other settings.
-    """
-    if options.resume == "no":
-        if (options.run / "metrics.jsonl").exists() and not options.overwrite:
-            raise UserError(
-                f"{options.run} holds a run already: go on with --resume auto, choose another folder with --run, or "
-                "pass --overwrite"
-            )
-        return
-    if not find_checkpoints(options.run / "checkpoints"):
-        if (options.run / "metrics.jsonl").exists() and not options.overwrite:
-            raise UserError(f"{options.run} holds a run without checkpoints: pass --overwrite to begin it anew")
-        return
-    before = read_json(options.run / "config.json")["options"]
-    now = {name: str(value) for name, value in asdict(options).items() if name not in _MAY_CHANGE}
-    for name, value in now.items():
-        if str(before.get(name)) != value:
-            raise UserError(
-                f"{options.run} was trained with --{name.replace('_', '-')} {before.get(name)}, not {value}: "
-                "go on with that, or choose another folder with --run"
-            )
+# What may differ when a run goes on, besides what never matters.
+_MAY_CHANGE = {"preset", "data", "tokenizer", "eval_tokens", "all_at_end", "diagnose_every"}
 
 
 class Validation:
@@ -224,23 +180,6 @@ class Validation:
         return max(int(self._token_bytes[targets].sum()), 1)
 
 
-def trackers_of(options: Pretrain, step: int) -> list[Tracker]:
-    """Those that were asked for, of a run that has taken `step` steps before.
-
-    Raises:
-        UserError: W&B is to be told, and nobody is logged in.
-    """
-    trackers = []
-    if options.tensorboard:
-        trackers.append(tensorboard_tracker(options.run / "tensorboard", step))
-    if options.wandb != "off":
-        config = asdict(options)
-        trackers.append(
-            wandb_tracker(options.run, options.wandb, options.wandb_project, options.run.resolve().name, config)
-        )
-    return trackers
-
-
 class Pretraining:
     """One run on this rank: the data, the model and the loop put together, and what is shown of it.
 
@@ -253,7 +192,7 @@ class Pretraining:
 
     def __init__(self, options: Pretrain, ranks: Ranks, report: Callable[[int, float], None] | None = None) -> None:
         self.options, self.ranks, self.report = options, ranks, report
-        refuse_another_run(options)
+        refuse_another_run(options, _MAY_CHANGE)
         options.parts(ranks.size)
         self.shards = TokenShards.open(options.data, options.tokenizer)
         if ranks.is_first:

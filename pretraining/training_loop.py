@@ -31,7 +31,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +75,10 @@ STATE, SHARDED = "state.safetensors", "sharded"  # what a checkpoint holds: one 
 @dataclass(frozen=True)
 class LoopOptions:
     """The flags of every script that trains with this loop."""
+
+    ABOVE_ZERO: ClassVar[tuple[str, ...]] = (
+        "steps", "batch_size", "chunk_tokens", "evaluate_every", "checkpoint_every", "keep_last", "spike",
+    )  # fmt: skip
 
     steps: int = 2500
     """Steps to take."""
@@ -120,7 +124,7 @@ class LoopOptions:
     """Decides the initial weights, the order of the data, dropout and samples."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "chunk_tokens", "evaluate_every", "checkpoint_every", "keep_last", "spike"):
+        for name in self.ABOVE_ZERO:
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
         for name in ("warmup", "decay", "floor"):
