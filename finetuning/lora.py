@@ -75,7 +75,7 @@ class LoRALinear(nn.Linear):
         super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
         self.requires_grad_(False)
-        like = {"dtype": base.weight.dtype, "device": base.weight.device}
+        like: dict[str, Any] = {"dtype": base.weight.dtype, "device": base.weight.device}
         self.lora_a = nn.Parameter(torch.empty(lora.rank, base.in_features, **like))
         self.lora_b = nn.Parameter(torch.zeros(base.out_features, lora.rank, **like))
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))  # as nn.Linear begins, between -1/√in and 1/√in
