@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,6 @@ def save_adapter(model: GPT, folder: Path | str, lora: LoRA, base: str) -> None:
         "fan_in_fan_out": model_type(model) == "gpt2",  # Hugging Face's GPT-2 keeps its matrices as (in, out)
         "bias": "none",
         "inference_mode": True,
-        "scratchbook": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(lora).items()},
     }
     with replace_folder(folder, CONFIG, (WEIGHTS,)) as staging:
         write_json(staging / CONFIG, config)
