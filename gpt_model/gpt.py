@@ -339,11 +339,12 @@ class GPT(nn.Module):
         tokenizer: Any = None,
         made_by: dict[str, Any] | None = None,
         max_shard_bytes: int = 5 * 10**9,
+        beside: dict[str, bytes] | None = None,
     ) -> None:
         """Writes a model folder: see `pretrained.save_model`."""
         from gpt_model.pretrained import save_model
 
-        save_model(self, folder, tokenizer, made_by, max_shard_bytes)
+        save_model(self, folder, tokenizer, made_by, max_shard_bytes, beside)
 
     @classmethod
     def from_pretrained(

@@ -66,7 +66,7 @@ def test_peft_reads_what_we_save_and_computes_the_same(tmp_path):
     model(ids).square().sum().backward()
     theirs(ids).logits.square().sum().backward()
     for name, layer in lora_layers(model).items():
-        other: Any = theirs.base_model.model.get_submodule(name)
+        other: Any = theirs.get_submodule(f"base_model.model.{name}")
         for ours, its in ((layer.lora_a, other.lora_A), (layer.lora_b, other.lora_B)):
             torch.testing.assert_close(ours.grad, its["default"].weight.grad, rtol=1e-4, atol=1e-5)
 
