@@ -124,7 +124,7 @@ def test_master_step(wrong, message):
     refuses(ex15.check_master_step, wrong, message)
 
 
-def numbers(d, heads, d_ff, wide=2, sums=True, statistics=4):
+def numbers(d, heads, d_ff, *, wide=2, sums=True, statistics=4):
     return 8 * d + heads * sums + statistics + wide * d_ff
 
 
