@@ -379,7 +379,7 @@ for name in ("by hand", "torch's DDP", "the house"):
     print(f"{name:12} = one process, on both ranks; ranks equal to the bit: {torch.equal(*(r[name] for r in both))}")
 
 # %% [markdown]
-# **What did not work** is the one line. It was not written here as a trap: the first version of this cell had it.
+# **What did not work** is the one line.
 # Before backward runs, nobody holds the wrapper any more, so Python frees it, and what listened for gradients with it.
 # Backward then does what it would do alone:
 

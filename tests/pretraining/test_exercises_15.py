@@ -83,7 +83,7 @@ def test_next_scale_is_torch_s():
     theirs, state = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=2), (64.0, 0)
     for infinite in (False, False, True, False, True, True, False, False, False):
         theirs.scale(w.sum()).backward()
-        w.grad.fill_(math.inf if infinite else 1.0)
+        w.grad = torch.tensor([math.inf if infinite else 1.0])
         theirs.step(optimizer)
         theirs.update()
         state = scaler()(*state, infinite, 2)
