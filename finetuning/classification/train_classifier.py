@@ -39,7 +39,7 @@ from finetuning.lora import add_lora, lora_layers, merged_weights, save_adapter
 from finetuning.tuning import Arrays, ExampleBatches, Tuning, TuningOptions, blocks_of, exit_unless_finished, quoted
 from gpt_model import GPT, load_model, load_tokenizer
 from pretraining.distributed import Ranks, join_ranks
-from pretraining.training_loop import Ending, TrainingLoop
+from pretraining.training_loop import Ending, Objective, TrainingLoop
 from utils.errors import UserError, run_command
 from utils.files import write_json, write_text
 from utils.seeding import seed_everything
@@ -109,7 +109,7 @@ class Classification:
         self.classifier, self.tokenizer = make_classifier(options, self.texts.labels)
         self.classifier.to(ranks.device)
         self.model, self.blocks = self.classifier, blocks_of(self.classifier.gpt)
-        self.objective = LabelLoss(self.classifier)
+        self.objective: Objective = LabelLoss(self.classifier)
         config = self.classifier.config
         self.encoded: dict[str, list[npt.NDArray[np.int64]]] = {}
         self.cut: dict[str, int] = {}
