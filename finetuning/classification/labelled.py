@@ -1,5 +1,7 @@
 """Texts with labels: where they come from, and what has to be done before a figure measured on them means anything.
 
+python finetuning/classification/labelled.py --data aclImdb_v1.tar.gz --export runs/reviews/texts
+
     synthetic          a few thousand generated film reviews, on every machine. They are made from patterns and say
                        nothing about real reviews; they let everything here be tried offline
     imdb               `stanfordnlp/imdb` from the hub: 25,000 film reviews to learn from and 25,000 to measure on, half
@@ -23,8 +25,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import html
+import json
 import random
 import re
+import shlex
 import sys
 import tarfile
 from collections import Counter
@@ -36,7 +40,8 @@ from typing import Any
 import numpy as np
 
 from finetuning.classification.synthetic import synthetic_reviews
-from utils.errors import UserError
+from utils.errors import UserError, run_command
+from utils.files import require_writable, write_text
 from working_with_text_data.rows import ROW_SUFFIXES, read_rows
 
 _BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
@@ -349,3 +354,28 @@ def describe(data: LabelledData) -> str:
     lines += [f"  left out: {count:,} ({reason})" for reason, count in data.dropped.items()]
     note = " (synthetic: figures say nothing about real reviews)" if data.name == "synthetic" else ""
     return "\n".join([f"{data.name}{note}", *lines])
+
+
+@dataclass(frozen=True)
+class Labelled(DataOptions):
+    """The flags of this script."""
+
+    export: Path | None = None
+    """A folder for the training texts without their labels, one file of rows, to pretrain on. The validation and test
+    texts are not among them."""
+
+
+def main(options: Labelled) -> None:
+    data = read_labelled(options)
+    print(describe(data))
+    if options.export is not None:
+        rows = [json.dumps({"text": item.text}, ensure_ascii=False) for item in data.train]
+        path = require_writable(options.export) / "train.jsonl"
+        write_text(path, "\n".join(rows) + "\n")
+        folder = shlex.quote(str(options.export))
+        print(f"Wrote {path}")
+        print(f"Next: python pretraining/prepare_data.py --corpus {folder} --tokenizer TOKENIZER.json --out TOKENS")
+
+
+if __name__ == "__main__":
+    run_command(main, Labelled)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ def save_words(path: Path, prediction: Prediction, per_line: int = 84) -> None:
     lines: list[list[tuple[str, float]]] = [[]]
     width = 0
     for token, share in zip(prediction.tokens, prediction.contributions, strict=True):
-        shown = token.replace("\n", " ").replace("$", r"\$")
+        shown = token.replace("\n", " ")
         if width + len(shown) > per_line and lines[-1]:
             lines.append([])
             width = 0
@@ -128,7 +128,7 @@ def save_words(path: Path, prediction: Prediction, per_line: int = 84) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _box(x: float, y: float, width: float, colour: str, edge: str, strength: float) -> object:
+def _box(x: float, y: float, width: float, colour: str, edge: str, strength: float) -> Any:
     from matplotlib.patches import Rectangle
 
     return Rectangle((x, y - 0.42), width, 0.84, facecolor=colour, edgecolor=edge, linewidth=0.5 + strength)

@@ -1,0 +1,175 @@
+"""Which part of a GPT should learn? The same base, the same texts, one table.
+
+python finetuning/classification/compare_classifiers.py --model runs/reviews-lm/model --data aclImdb_v1.tar.gz \
+    --baselines runs/baselines.json
+
+    head only          the base is a fixed reader; a matrix of (labels, d_model) learns
+    last block + head  and one block with it
+    LoRA               low-rank adapters in all blocks, and the head
+    everything         all weights
+    mean pooling       everything, with the mean of all vectors in place of the last token's
+    from scratch       everything, from random weights: what pretraining was worth
+
+Each is trained with some learning rates; the one with the lowest validation loss is measured on the test split. Runs
+that are whole in `--runs`, with the same flags, are not done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from finetuning.classification.labelled import DataOptions
+from finetuning.classification.train_classifier import TrainClassifier, train_and_measure
+from pretraining.distributed import join_ranks
+from utils.benchmarking import describe_machine
+from utils.errors import UserError, run_command
+from utils.files import read_json, require_writable, write_json
+from utils.readme_tables import markdown_table, read_results, require_markers, write_block
+from utils.tracking import REPOSITORY, provenance
+
+RESULTS = REPOSITORY / "finetuning" / "results" / "classifiers"
+README = REPOSITORY / "finetuning" / "README.md"
+WAYS: dict[str, dict[str, Any]] = {
+    "head only": {"learn": "head"},
+    "last block + head": {"learn": "last-block"},
+    "LoRA": {"lora": True},
+    "everything": {},
+    "everything, mean pooling": {"pooling": "mean"},
+    "everything, from scratch": {"from_scratch": True},
+}
+RATES = {"head only": (1e-2, 3e-2), "LoRA": (1e-3, 3e-3)}  # the others have --rates
+
+
+@dataclass(frozen=True)
+class CompareClassifiers(DataOptions):
+    """The flags of this script."""
+
+    name: str = "imdb"
+    """What the data is called in the table, and the name of the JSON file."""
+    model: str = "runs/demo/model"
+    """The base: a model folder, or a name on the hub."""
+    ways: tuple[str, ...] = tuple(WAYS)
+    """Those to compare."""
+    rates: tuple[float, ...] = (3e-4, 1e-3)
+    """Learning rates to choose from, where all or a part of the base learns."""
+    epochs: float = 3.0
+    """How often each text is learned from."""
+    batch_size: int = 16
+    """Texts in each step."""
+    max_length: int | None = None
+    """Tokens of a text that are read; what the base can see if not given."""
+    baselines: Path | None = None
+    """What train_baselines.py wrote for the same data, for the same table."""
+    runs: Path = Path("runs/classifiers")
+    """The folder for the runs."""
+    out: Path = RESULTS
+    """The folder for NAME.json."""
+    readme: Path = README
+    """The README with the table, between <!-- classifiers:begin --> and <!-- classifiers:end -->."""
+    report_only: bool = False
+    """Make the table from the JSON files as they are."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    seed: int = 0
+    """Decides the head's first weights and the order of the texts."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := sorted(set(self.ways) - set(WAYS)):
+            raise UserError(f"--ways {unknown[0]!r} is unknown: {', '.join(WAYS)} are there")
+        if not self.ways or not self.rates or min(self.rates) <= 0:
+            raise UserError("name one of --ways at least, and --rates above 0")
+
+
+def options_of(options: CompareClassifiers, way: str, rate: float) -> TrainClassifier:
+    """The run of one way with one rate."""
+    data = {name: getattr(options, name) for name in DataOptions.__dataclass_fields__}
+    return TrainClassifier(
+        **data,
+        **WAYS[way],
+        model=options.model,
+        run=options.runs / options.name / way.replace(" ", "-").replace(",", "") / f"{rate:g}",
+        learning_rate=rate,
+        other_learning_rate=max(rate, 1e-3),
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        max_length=options.max_length,
+        device=options.device,
+        seed=options.seed,
+        resume="auto",
+        keep_last=1,
+        keep_best=0,
+    )
+
+
+def run_one(run: TrainClassifier) -> dict[str, Any]:
+    """The figures of a run, which is trained if it is not whole yet.
+
+    Raises:
+        UserError: it was interrupted.
+    """
+    done = run.run / "done.json"
+    flags = {name: str(value) for name, value in asdict(run).items() if name not in ("run", "resume")}
+    if done.is_file() and (before := read_json(done))["flags"] == flags:
+        return dict(before["figures"])
+    with join_ranks(run.device) as ranks:
+        ending, test = train_and_measure(run, ranks)
+    if ending != "finished" or test is None:
+        raise UserError("stopped: the same command goes on from here")
+    metrics = read_json(run.run / "model" / "scratchbook.json")["metrics"]
+    figures = {"learning_rate": run.learning_rate, "validation_loss": metrics["validation_loss"], "test": test}
+    write_json(done, {"flags": flags, "figures": figures})
+    return figures
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """A row for each linear baseline, and for each way to fine-tune."""
+    rows = []
+    for result in results:
+        for name, one in result["baselines"].items():
+            rows.append([result["name"], name, "", *_figures(one["test"], one["training_seconds"])])
+        for name, one in result["ways"].items():
+            test = one["test"]
+            rows.append([result["name"], name, f"{one['learning_rate']:g}", *_figures(test, test["training_seconds"])])
+    header = ["data", "classifier", "rate", "accuracy", "95 % of it", "ROC-AUC", "calibration error", "seconds"]
+    return markdown_table(header, rows, "llrrrrrr")
+
+
+def _figures(test: dict[str, Any], seconds: float) -> list[str]:
+    interval = f"{test['accuracy_low']:.3f} to {test['accuracy_high']:.3f}"
+    figures = [f"{test['accuracy']:.3f}", interval, f"{test['roc_auc']:.3f}", f"{test['calibration_error']:.3f}"]
+    return [*figures, f"{seconds:,.0f}"]
+
+
+def main(options: CompareClassifiers) -> None:
+    require_markers(options.readme, "classifiers")
+    if not options.report_only:
+        require_writable(options.out)
+        ways = {}
+        for way in options.ways:
+            found = []
+            for rate in RATES.get(way, options.rates):
+                print(f"\n=== {way}, learning rate {rate:g}", flush=True)
+                found.append(run_one(options_of(options, way, rate)))
+            ways[way] = min(found, key=lambda one: one["validation_loss"])
+        baselines = read_json(options.baselines)["baselines"] if options.baselines is not None else {}
+        base = read_json(Path(options.model) / "scratchbook.json").get("metrics", {}) if _is_ours(options.model) else {}
+        results = {"name": options.name, "baselines": baselines, "ways": ways, "base": base, "epochs": options.epochs}
+        path = options.out / f"{options.name}.json"
+        write_json(path, results | {"machine": describe_machine(), "made_by": provenance()})
+        print(f"Wrote {path}")
+    found_table = table(read_results(options.out))
+    print(found_table)
+    write_block(options.readme, "classifiers", found_table)
+    print(f"Wrote {options.readme}")
+
+
+def _is_ours(model: str) -> bool:
+    return (Path(model) / "scratchbook.json").is_file()
+
+
+if __name__ == "__main__":
+    run_command(main, CompareClassifiers)
