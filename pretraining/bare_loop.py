@@ -22,6 +22,7 @@ from utils.seeding import seed_everything
 from working_with_text_data.token_shards import Batches
 
 Ids = npt.NDArray[np.uint16]
+Windows = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]  # inputs and targets, (windows, length) each
 
 
 def config_of(recipe: Pretrain, vocab_size: int) -> GPTConfig:
@@ -54,7 +55,7 @@ def bare_loop(
     )
 
 
-def whole_windows(ids: Ids, length: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def whole_windows(ids: Ids, length: int) -> Windows:
     """(inputs, targets) of all windows side by side that are full, int64 (windows, length)."""
     count = (len(ids) - 1) // length
     inputs, targets = (part[: count * length].astype(np.int64).reshape(count, length) for part in (ids, ids[1:]))
@@ -67,12 +68,17 @@ class Trained:
 
     model: GPT
     loss: float
-    """Nats a token, on all of the validation ids."""
+    """Nats a token, on all validation windows."""
     loop: TrainingLoop
 
 
-def train_on_ids(recipe: Pretrain, train: Ids, validation: Ids, vocab_size: int, device: str = "cpu") -> Trained:
+def train_on_ids(
+    recipe: Pretrain, vocab_size: int, train: Ids, validation: Windows, device: str = "cpu", name: str = "training"
+) -> Trained:
     """A model trained as `recipe` says, from `recipe.seed`, in memory.
+
+    Args:
+        name: what the progress bar calls the run.
 
     Raises:
         UserError: it diverged.
@@ -83,9 +89,9 @@ def train_on_ids(recipe: Pretrain, train: Ids, validation: Ids, vocab_size: int,
     batches = Batches([train], recipe.context_length, recipe.batch_size, recipe.seed)
     loop = bare_loop(recipe, model, batches.batch)
     try:
-        for _ in tqdm(range(recipe.steps), desc=f"{recipe.steps} steps", unit="step", disable=None, leave=False):
+        for _ in tqdm(range(recipe.steps), desc=name, unit="step", disable=None, leave=False):
             if problem := loop.take_step():
                 raise UserError(f"the recipe diverged: {problem}")
-        return Trained(model, loop.mean_loss(*whole_windows(validation, recipe.context_length)), loop)
+        return Trained(model, loop.mean_loss(*validation), loop)
     finally:
         loop.read.close()

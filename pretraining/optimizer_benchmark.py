@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from gpt_model import GPT
-from pretraining.bare_loop import Ids, config_of, train_on_ids
+from pretraining.bare_loop import Ids, config_of, train_on_ids, whole_windows
 from pretraining.baseline import BASELINE_SMALL, find_text, read_characters, split
 from pretraining.optimizers import GaLore, OptimizerName, make_optimizers, state_bytes
 from pretraining.pretrain import PRESETS, Pretrain
@@ -152,15 +152,16 @@ def measure_losses(
     """name -> the losses of the rates tried on the tuning split, the rate chosen, and the losses with it."""
     train, validation = split(ids)
     found: dict[str, Any] = {}
+
+    def loss_of(recipe: Pretrain, train: Ids, validation: Ids) -> float:
+        windows = whole_windows(validation, recipe.context_length)
+        return train_on_ids(recipe, vocab_size, train, windows, device, f"{recipe.optimizer}").loss
+
     for name in names:
-        part, held_out = split(train)
-        tuning = {
-            rate: train_on_ids(small_recipe(name, rate, options.steps, 0), part, held_out, vocab_size, device).loss
-            for rate in RATES[name]
-        }
+        tuning = {rate: loss_of(small_recipe(name, rate, options.steps, 0), *split(train)) for rate in RATES[name]}
         best = min(tuning, key=lambda rate: tuning[rate])
         recipes = [small_recipe(name, best, options.steps, seed) for seed in range(options.seeds)]
-        losses = [train_on_ids(recipe, train, validation, vocab_size, device).loss for recipe in recipes]
+        losses = [loss_of(recipe, train, validation) for recipe in recipes]
         found[name] = {"tuning": {str(rate): loss for rate, loss in tuning.items()}, "rate": best, "losses": losses}
         print(f"{name}: {statistics.mean(losses):.3f} with rate {best}", flush=True)
     return found

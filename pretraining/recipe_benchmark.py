@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from pretraining.bare_loop import train_on_ids
+from pretraining.bare_loop import train_on_ids, whole_windows
 from pretraining.baseline import BASELINE_SMALL, BaselineConfig, Ids, find_text, read_characters, split, train_baseline
 from pretraining.pretrain import PRESETS, Pretrain
 from utils.benchmarking import describe_machine
@@ -156,8 +156,10 @@ def measure(task: Task, options: RecipeBenchmark) -> dict[str, Any]:
     for share in options.shares:
         steps = max(1, round(share * task.steps))
         recipes = [recipe_for(task.config, steps, seed) for seed in seeds]
+        windows = whole_windows(task.validation, task.config.context_length)
         ours[str(steps)] = [
-            train_on_ids(recipe, task.train, task.validation, task.config.vocab_size).loss for recipe in recipes
+            train_on_ids(recipe, task.config.vocab_size, task.train, windows, name=f"modern, {steps} steps").loss
+            for recipe in recipes
         ]
         print(f"{task.name}, modern, {steps} steps: {statistics.mean(ours[str(steps)]):.4f}, wanted {hardest:.4f}")
         if statistics.mean(ours[str(steps)]) <= hardest:

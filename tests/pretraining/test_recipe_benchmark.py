@@ -53,10 +53,11 @@ def test_the_readme_holds_the_table_of_the_committed_results():
 def test_a_few_steps_learn_and_a_seed_decides_them():
     text = np.tile(np.arange(65, dtype=np.uint16), 60)
     recipe = recipe_for(BASELINE_SMALL, 12, seed=0)
-    first = train_on_ids(recipe, text, text[:1000], 65).loss
+    windows = whole_windows(text[:1000], recipe.context_length)
+    first = train_on_ids(recipe, 65, text, windows).loss
     assert first < 3.5 < np.log(65)  # each id is always followed by the same one
-    assert first == train_on_ids(recipe, text, text[:1000], 65).loss
-    assert first != train_on_ids(replace(recipe, seed=1), text, text[:1000], 65).loss
+    assert first == train_on_ids(recipe, 65, text, windows).loss
+    assert first != train_on_ids(replace(recipe, seed=1), 65, text, windows).loss
 
 
 def test_the_rate_is_chosen_without_the_text_that_is_measured_on():
