@@ -400,6 +400,8 @@ for i, size in enumerate(SIZES):
 best = [L[np.abs(C / b - 1) < 0.1].min() for b in BUDGETS]
 axes.plot(BUDGETS, best, color="0.8", linewidth=7, zorder=0, label="envelope")
 axes.set(xscale="log", xlabel="compute C (FLOPs)", ylabel="loss (nats per character)")
+axes.set_xticks(BUDGETS, [f"{b:.1e}" for b in BUDGETS])
+axes.minorticks_off()
 axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 
@@ -568,11 +570,7 @@ print("the middle 90 % are wider than 0.02: a second digit would be a claim")
 # %% tags=["volatile"]
 figure, axes = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
 axes.hist(exponents, bins=25, color="0.8", edgecolor="0.4")
-for x, style, name in (
-    (law.size_exponent, "-", "all runs"),
-    (iso_exponent, "--", "parabolas"),
-    (0.73, ":", "Kaplan et al."),
-):
+for x, style, name in ((law.size_exponent, "-", "the law, all runs"), (iso_exponent, "--", "the parabolas")):
     axes.axvline(x, color="black", linestyle=style, label=name)
 axes.set(xlabel="exponent a of the best size, N ~ C^a", ylabel="draws")
 axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
@@ -663,6 +661,7 @@ for i, (name, (y, style)) in enumerate(lines.items()):
     print(f"{name:28}", [f"{loss:.2f}" for loss in y], f"slope {-np.polyfit(np.log(tokens), np.log(y), 1)[0]:.3f}")
 axes.set(xscale="log", yscale="log", xlabel="tokens D", ylabel="loss (nats per character)")
 axes.set_yticks([2.0, 2.2, 2.4, 2.6], ["2.0", "2.2", "2.4", "2.6"])
+axes.set_xticks(tokens, [f"{t:,}" for t in tokens])
 axes.minorticks_off()
 axes.legend(frameon=False, fontsize=8)
 plt.show()
@@ -694,8 +693,8 @@ def on_less_text(epochs, steps=320):
 
 
 repeated = [on_less_text(epochs) for epochs in EPOCHS]
-assert repeated[3] > max(repeated[:3])
-print("16 epochs are worse than 1, 2 and 4")
+assert repeated[3] > max(repeated[:3]) + 0.2 and max(repeated[:3]) - min(repeated[:3]) < 0.1
+print("16 epochs are far worse than 1, 2 and 4, which are nearly equal")
 
 # %% [markdown]
 # Beside it what the law of section 7 says with D' in place of D. It was fitted on text that was read once.
@@ -714,6 +713,9 @@ plt.show()
 print("measured", [round(x, 2) for x in repeated])
 
 # %% [markdown]
+# Up to four epochs hardly cost anything, which is what Muennighoff et al. found as well. Sixteen cost more than the
+# formula says: ten pages seem to be too few for it.
+#
 # One caution: the pages are spread over the whole text, but fewer pages still show fewer of its subjects. Repetition
 # and narrowness are mixed in this measurement, and at 16 epochs the text is ten pages long.
 #
