@@ -133,7 +133,8 @@ def fit_cells(n: Floats, d: Floats, losses: Floats, alpha: Floats, beta: Floats)
     def solve(some: Floats) -> Floats:
         across = some.transpose(0, 2, 1)  # (cells, columns, runs)
         ridge = 1e-12 * np.eye(some.shape[2])  # resampled runs can have one size alone
-        return np.linalg.solve(across @ some + ridge, across @ np.ones((len(losses), 1)))[:, :, 0]
+        solved = np.linalg.solve(across @ some + ridge, across @ np.ones((len(losses), 1)))  # (cells, columns, 1)
+        return np.asarray(solved[:, :, 0], dtype=np.float64)
 
     all_three = solve(columns)  # (cells, 3)
     without_e = np.pad(solve(columns[:, :, 1:]), ((0, 0), (1, 0)))  # (cells, 2) -> (cells, 3)
@@ -200,7 +201,7 @@ def read_text(options: ScalingBenchmark) -> tuple[Ids, Windows]:
     for side, document in CorpusOptions(corpus=options.corpus).split_documents():
         parts[side].append(document.text)
     train, validation = (characters("\n\n".join(parts[side])) for side in ("train", "validation"))
-    inputs, targets = whole_windows(validation, options.context_length) if len(validation) else (train, train)
+    inputs, targets = whole_windows(validation, options.context_length)
     if len(inputs) < options.batch_size or len(train) < options.batch_size * (options.context_length + 1):
         raise UserError(f"--corpus {options.corpus} has too little text: {len(train):,} characters to train on")
     every = max(1, len(inputs) // 512)
@@ -278,6 +279,17 @@ def analyse(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 # --- what is shown
 
 
+def best_of_law(law: Law, rows: Sequence[dict[str, Any]], budget: float) -> tuple[float, float]:
+    """(size, loss) where the law is lowest, for what is left of a budget when attention's own products are paid.
+
+    Args:
+        rows: the runs with that budget; they tell the share of it that went into 6 · N · D.
+    """
+    share = sum(6 * row["parameters"] * row["tokens"] / row["flops"] for row in rows) / len(rows)
+    size = law.best_size(share * budget)
+    return size, float(law.loss(size, share * budget / 6 / size))
+
+
 def table(results: dict[str, Any]) -> str:
     """A row for each budget: the best of the sizes that were tried, and the law's own best size."""
     law, rows = Law(**results["fit"]), []
@@ -286,7 +298,7 @@ def table(results: dict[str, Any]) -> str:
         best = min(tried, key=lambda row: row["loss"])
         inside = min(r["parameters"] for r in tried) < best["parameters"] < max(r["parameters"] for r in tried)
         size = f"{best['parameters']:,}{'' if inside else ' (at the edge)'}"
-        of_fit = f"{law.best_size(budget):,.0f}"
+        of_fit = f"{best_of_law(law, tried, budget)[0]:,.0f}"
         rows.append([f"{budget:.1e}", str(len(tried)), size, f"{best['tokens']:,}", f"{best['loss']:.3f}", of_fit])
     header = ["FLOPs", "sizes tried", "best of them, weights", "its tokens", "its loss", "the fit's best, weights"]
     text = markdown_table(header, rows, "rrrrrr")
@@ -318,8 +330,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         some = sorted((row for row in points if row["budget"] == budget), key=lambda row: row["parameters"])
         x, y = [row["parameters"] for row in some], [row["loss"] for row in some]
         right.plot(x, y, marker="osv^DxP*"[i % 8], color="0.3", linestyle="--", label=f"{budget:.1e} FLOPs")
-        best = law.best_size(budget)
-        right.plot(best, law.loss(best, budget / 6 / best), "*", color="black", markersize=10)
+        right.plot(*best_of_law(law, some, budget), "*", color="black", markersize=10)
     left.set(xscale="log", xlabel="compute C (FLOPs)", ylabel="validation loss (nats per character)")
     right.set(xscale="log", xlabel="weights N", ylabel="validation loss (nats per character)")
     right.set_title("one line a budget; stars: the fit's best size", fontsize=9)

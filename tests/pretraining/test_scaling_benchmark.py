@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from pretraining.scaling_benchmark import Law, analyse, as_arrays, bootstrap_exponents, characters, fit_law
+from pretraining.scaling_benchmark import Law, analyse, as_arrays, best_of_law, bootstrap_exponents, characters, fit_law
 from tests.conftest import assert_one_clear_line
 
 CHINCHILLA = Law(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28)
@@ -50,9 +50,17 @@ def test_the_best_size_has_the_least_loss():
     assert math.isclose(CHINCHILLA.best_size(1e20) / best, 100**CHINCHILLA.size_exponent)
 
 
+def test_what_attention_costs_buys_no_tokens():
+    rows = [{"parameters": 10, "tokens": 100, "flops": 12_000.0}] * 2  # half of the budget
+    size, loss = best_of_law(CHINCHILLA, rows, 2e18)
+    assert math.isclose(size, CHINCHILLA.best_size(1e18))
+    assert math.isclose(loss, CHINCHILLA.loss(size, 1e18 / 6 / size))
+
+
 def test_noise_widens_the_bootstrap():
     def width(noise):
-        exponents = bootstrap_exponents(*grid(CHINCHILLA, noise), times=30)
+        n, d, losses = grid(CHINCHILLA, noise)
+        exponents = bootstrap_exponents(n, d, losses, times=30)
         return exponents[-2] - exponents[1]
 
     assert width(0.0) < 0.05 < width(0.02)
