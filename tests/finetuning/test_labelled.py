@@ -1,0 +1,163 @@
+"""Labelled texts: every kind of source, no text in two splits, and a clear line for what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tarfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from finetuning.classification.labelled import SPLITS, DataOptions, clean, describe, read_labelled
+from finetuning.classification.synthetic import synthetic_reviews
+from tests.conftest import assert_one_clear_line
+from utils.errors import UserError
+
+DATA = os.environ.get("SCRATCHBOOK_DATA")
+IMDB = Path(DATA or ".") / "imdb"
+real = pytest.mark.skipif(DATA is None, reason="SCRATCHBOOK_DATA is not set")
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def many(count, start=0):
+    return [{"text": f"text number {i}", "label": i % 2} for i in range(start, start + count)]
+
+
+def texts(data, split):
+    return [item.text for item in data.split(split)]
+
+
+def test_breaks_and_entities_are_what_they_stand_for():
+    assert clean("A<br /><br/>b &quot;c&quot; &amp; d<BR>") == 'A\n\nb "c" & d'
+
+
+def test_the_synthetic_reviews_are_the_same_ones_and_balanced():
+    made = list(synthetic_reviews(400))
+    assert made == list(synthetic_reviews(400)) != list(synthetic_reviews(400, seed=1))
+    assert sum(positive for _, positive in made) == 200
+    assert len({text for text, _ in made}) == 400
+    data = read_labelled(DataOptions())
+    assert "synthetic: figures say nothing" in describe(data)
+    for split in SPLITS:
+        counts = Counter(item.label for item in data.split(split))
+        assert counts[0] == counts[1]
+
+
+def test_no_text_is_in_two_splits_or_twice_in_one(tmp_path):
+    train = [*many(20), {"text": "Text  NUMBER 3", "label": 1}, {"text": "in both<br />", "label": 0}]
+    test = [*many(6, 100), {"text": "In Both", "label": 0}, {"text": "in both", "label": 1}, {"text": " ", "label": 1}]
+    path, test_path = write_rows(tmp_path / "a.jsonl", train), write_rows(tmp_path / "b.jsonl", test)
+    data = read_labelled(DataOptions(data=path, test_data=Path(test_path)))
+    normal = [" ".join(text.casefold().split()) for split in SPLITS for text in texts(data, split)]
+    assert len(normal) == len(set(normal)) == 20 + 7
+    assert sum(data.dropped.values()) == 4
+    assert len(data.test) == 7
+
+
+def test_validation_is_the_same_share_of_each_label_and_a_seed_decides_it(tmp_path):
+    rows = [{"text": f"text {i}", "label": "abc"[min(i % 10, 2)]} for i in range(400)]
+    options = DataOptions(data=write_rows(tmp_path / "rows.jsonl", rows), validation=0.25)
+    data = read_labelled(options)
+    assert data.labels == ("a", "b", "c")
+    shares = [Counter(item.label for item in data.split(split)) for split in ("train", "validation")]
+    for label in range(3):
+        assert shares[1][label] / (shares[0][label] + shares[1][label]) == pytest.approx(0.25, abs=0.02)
+    assert len(data.test) == 40  # a tenth of each label, since no test split was given
+    assert read_labelled(options).summary == data.summary
+    assert read_labelled(replace(options, data_seed=1)).summary["sha256"] != data.summary["sha256"]
+    small = read_labelled(replace(options, train_limit=50, test_limit=20))
+    assert abs(len(small.train) - 50) <= 2
+    assert abs(len(small.test) - 20) <= 2
+    assert texts(small, "validation") == texts(data, "validation")
+
+
+def test_all_kinds_of_sources_say_the_same(tmp_path):
+    rows = [{"text": f"A film, number {i}.<br />", "label": ["negative", "positive"][i % 2]} for i in range(40)]
+    for i, row in enumerate(rows):
+        split, side = ("test" if i >= 30 else "train"), {"negative": "neg", "positive": "pos"}[row["label"]]
+        path = tmp_path / "aclImdb" / split / side / f"{i:02d}_7.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(row["text"], encoding="utf-8")
+        (tmp_path / "aclImdb" / split / "urls_pos.txt").write_text("not a review", encoding="utf-8")
+    with tarfile.open(tmp_path / "acl.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "aclImdb", "aclImdb")
+        evil = tarfile.TarInfo("../../../aclImdb/train/pos/evil.txt")
+        archive.addfile(evil, io.BytesIO())  # an empty text, which is left out; nothing is unpacked
+    split_rows = [row | {"split": "test" if i >= 30 else "train"} for i, row in enumerate(rows)]
+    write_rows(tmp_path / "rows.jsonl", split_rows)
+    with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["split", "label", "text"])
+        writer.writeheader()
+        writer.writerows(split_rows)
+    found = {}
+    for name in ("aclImdb", "acl.tar.gz", "rows.jsonl", "rows.csv"):
+        data = read_labelled(DataOptions(data=str(tmp_path / name)))
+        assert data.labels == ("negative", "positive")
+        found[name] = [sorted((i.text, i.label) for s in group for i in data.split(s)) for group in (SPLITS, ["test"])]
+    assert len(found["aclImdb"][0]) == 40
+    assert len(found["aclImdb"][1]) == 10
+    assert all(value == found["aclImdb"] for value in found.values())
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([{"review": "x", "label": 1}], {}, "has no column 'text'.*--text-column"),
+        ([{"text": "x", "sentiment": 1}], {}, "has no column 'label'.*--label-column"),
+        ([{"text": "x", "label": None}], {}, "a str and a NoneType"),
+        ([{"text": "x", "label": 0.5}], {}, "a str and a float"),
+        ([{"text": 5, "label": 1}], {}, "a int and a int"),
+        ([{"text": "x", "label": 1}, {"text": "y", "label": "1"}], {}, "all be texts or all be whole numbers"),
+        ([{"text": f"x{i}", "label": 1} for i in range(30)], {}, "at least two labels"),
+        ([{"text": "x", "label": 0}, {"text": "y", "label": 1}], {}, "at least two labels"),
+        (many(30), {"label_names": ("a", "b", "c")}, "3 names for 2 labels"),
+    ],
+)
+def test_wrong_rows_get_a_clear_line(tmp_path, rows, options, message):
+    with pytest.raises(UserError, match=message):
+        read_labelled(DataOptions(data=write_rows(tmp_path / "rows.jsonl", rows), **options))
+
+
+def test_wrong_files_get_a_clear_line(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.tar.gz").write_bytes(b"\x1f\x8bxxxx")
+    (tmp_path / "latin.csv").write_bytes("text,label\nÄ,1\n".encode("latin-1"))
+    (tmp_path / "latin.jsonl").write_bytes('{"text": "Ä", "label": 1}\n'.encode("latin-1"))
+    (tmp_path / "rows.xlsx").write_bytes(b"PK")
+    for name, message in {
+        "nowhere": "no file or folder",
+        "empty": "not laid out like aclImdb",
+        "broken.tar.gz": "damaged or no tar archive",
+        "latin.csv": "no CSV in UTF-8",
+        "latin.jsonl": "line 1 is not JSON",
+        "rows.xlsx": "not a file of rows",
+    }.items():
+        with pytest.raises((UserError, ValueError), match=message):
+            read_labelled(DataOptions(data=str(tmp_path / name)))
+    done = run("finetuning/classification/labelled.py", "--data", tmp_path / "nowhere")
+    assert_one_clear_line(done, "no file or folder")
+
+
+def test_the_training_texts_alone_are_exported(run, tmp_path):
+    done = run("finetuning/classification/labelled.py", "--export", tmp_path / "texts")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "texts" / "train.jsonl").read_text("utf-8").splitlines()]
+    data = read_labelled(DataOptions())
+    assert [row["text"] for row in rows] == texts(data, "train")
+    assert all(set(row) == {"text"} for row in rows)
+
+
+@real
+def test_the_real_reviews_in_their_own_layout():
+    data = read_labelled(DataOptions(data=str(IMDB / "aclImdb_mini.tar.gz")))
+    assert (len(data.train) + len(data.validation), len(data.test)) == (200, 200)
+    assert not any("<br" in text for split in SPLITS for text in texts(data, split))
