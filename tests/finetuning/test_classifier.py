@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -85,7 +87,14 @@ def test_the_loss_and_its_gradient_are_the_sum_over_texts_alone(pooling):
 
 def test_equals_hugging_face_s_classifier():
     classifier, rows = made(), [row % 250 + 1 for row in some_texts()]  # id 0 is what fills up
-    shape = {"n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, "num_labels": 3, "pad_token_id": 0}
+    shape: dict[str, Any] = {
+        "n_positions": 16,
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "num_labels": 3,
+        "pad_token_id": 0,
+    }
     config = transformers.GPT2Config(vocab_size=TINY.vocab_size, **shape)
     theirs = transformers.GPT2ForSequenceClassification(config).eval()
     body = {name: w for name, w in to_huggingface(classifier.gpt).items() if not name.startswith("lm_head")}
