@@ -23,6 +23,7 @@ config with some fields more and a subclass that names another attention.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
@@ -264,7 +265,13 @@ class GPT(nn.Module):
             if name.endswith("c_proj.weight") or name == "lm_head.weight":  # a tied one has the name of the embedding
                 nn.init.zeros_(parameter)
 
-    def forward(self, ids: Tensor, cache: LayerCaches | None = None, documents: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        cache: LayerCaches | None = None,
+        documents: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """The logits of the token after each of `ids`.
 
         Args:
@@ -272,15 +279,18 @@ class GPT(nn.Module):
             cache: what `make_cache` gave; `ids` then follow the tokens that are in it, and are added.
             documents: int64 (batch, tokens), a number for each document of a packed window: a token then sees those of
                 its own document only. Positions run on through the window. Only without a cache.
+            positions: int64 (batch, tokens), where each token stands in its own document, from 0: then every document
+                of the window has the logits that it has alone. Learned positions need them; rotary ones tell distances
+                alone, which are the same in the window, and pass over them. Only with `documents`.
 
         Returns:
             (batch, tokens, vocab_size).
 
         Raises:
-            ValueError: the text would be longer than `context_length`, or `documents` are of another shape than `ids`
-                or come with a cache.
+            ValueError: the text would be longer than `context_length`, `documents` are of another shape than `ids`
+                or come with a cache, or `positions` are of another shape or come without `documents`.
         """
-        return self.logits_of(self.hidden_states(ids, cache, documents))
+        return self.logits_of(self.hidden_states(ids, cache, documents, positions))
 
     def logits_of(self, hidden: Tensor) -> Tensor:
         """What the vectors of `hidden_states` say of the next token: (…, d_model) to (…, vocab_size)."""
@@ -288,18 +298,30 @@ class GPT(nn.Module):
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def hidden_states(self, ids: Tensor, cache: LayerCaches | None = None, documents: Tensor | None = None) -> Tensor:
+    def hidden_states(
+        self,
+        ids: Tensor,
+        cache: LayerCaches | None = None,
+        documents: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """The last block's vectors, normalised: `forward` without the output matrix. (batch, tokens, d_model)."""
         if documents is not None and (cache is not None or documents.shape != ids.shape):
             raise ValueError(
                 f"documents of shape {tuple(documents.shape)} for ids of {tuple(ids.shape)}: a number for each token "
                 "is needed, and no cache, which holds one document a row"
             )
+        if positions is not None and (documents is None or positions.shape != ids.shape):
+            raise ValueError(
+                f"positions of shape {tuple(positions.shape)} for ids of {tuple(ids.shape)}: a number for each token "
+                "is needed, and documents, within which they count"
+            )
         n_new = ids.shape[1]
         end = n_new + (cache.length if cache is not None else 0)
         if end > self.config.context_length:
             raise ValueError(f"{end} tokens are more than the model's context of {self.config.context_length}")
-        positions = torch.arange(n_new, device=ids.device) if cache is None else cache.positions(n_new, ids.device)
+        if positions is None:
+            positions = torch.arange(n_new, device=ids.device) if cache is None else cache.positions(n_new, ids.device)
         mask = None if documents is None else document_mask(documents)
         hidden: Tensor = self.transformer(ids, positions, cache, mask)
         return hidden
@@ -339,7 +361,7 @@ class GPT(nn.Module):
         tokenizer: Any = None,
         made_by: dict[str, Any] | None = None,
         max_shard_bytes: int = 5 * 10**9,
-        beside: dict[str, bytes] | None = None,
+        beside: Mapping[str, bytes] | None = None,
     ) -> None:
         """Writes a model folder: see `pretrained.save_model`."""
         from gpt_model.pretrained import save_model

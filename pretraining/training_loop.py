@@ -174,7 +174,10 @@ class NextToken(Objective):
         self._body: Callable[..., Tensor] = model.hidden_states
 
     def forward(self, inputs: Tensor, targets: Tensor, *documents: Tensor) -> Tensor:
-        """The sum of the losses, in nats, of `targets` after `inputs`: int64 (batch, tokens) each."""
+        """The sum of the losses, in nats, of `targets` after `inputs`: int64 (batch, tokens) each.
+
+        `documents`, and then positions, may follow: see `GPT.forward`.
+        """
         hidden = self._body(inputs, None, *documents).flatten(0, 1)  # (batch · tokens, d_model)
         matrix, cap = self.model.lm_head.weight, self.model.config.logit_softcap
         return chunked_cross_entropy(hidden, matrix, targets.flatten(), self.chunk_tokens, cap)
@@ -462,7 +465,7 @@ class TrainingLoop:
         share = -(-len(arrays[0]) // (size * self.ranks.size)) * size  # windows of each rank, whole parts of them
         lacking = share * self.ranks.size - len(arrays[0])
         first = self.ranks.rank * share
-        fills = zip(arrays, _FILL, strict=False)
+        fills = zip(arrays, _FILL[: len(arrays)], strict=True)
         filled = [np.concatenate([a, np.full((lacking, *a.shape[1:]), fill)]) for a, fill in fills]
         parts = [self._to_device(a[first : first + share]).split(size) for a in filled]
         self.model.eval()
@@ -583,7 +586,7 @@ class TrainingLoop:
 
 
 _OWN = ("step", "skipped", "targets", "seconds", "evaluated_at", "best")
-_FILL = (0, IGNORE, 0)  # of windows that only make the parts equal: inputs, targets, documents
+_FILL = (0, IGNORE, 0, 0)  # of windows that only make the parts equal: inputs, targets, documents, positions
 
 
 def seed_of(seed: int, step: int, rank: int) -> int:

@@ -91,8 +91,8 @@ def test_the_cache_outweighs_the_weights_where_the_table_says():
 
 def test_nothing_is_measured_that_differs():
     class Forgetful(GPT):
-        def hidden_states(self, ids, cache=None, documents=None):
-            hidden = super().hidden_states(ids, cache, documents)
+        def hidden_states(self, ids, cache=None, documents=None, positions=None):
+            hidden = super().hidden_states(ids, cache, documents, positions)
             return hidden if cache is None else hidden * 1.01
 
     torch.manual_seed(0)
