@@ -74,9 +74,16 @@ def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
     Raises:
         ValueError: the language reference is missing from this Python.
     """
-    library = library or standard_library()
-    for topic, text in sorted(topics(library).items()):
+    for topic, text in sorted(topics(library or standard_library()).items()):
         yield f"topic:{topic}", text.strip() + "\n"
+    for module, path in library_modules(library):
+        if text := docstrings(path.read_bytes(), module):
+            yield f"module:{module}", text.strip() + "\n"
+
+
+def library_modules(library: Path | None = None) -> Iterator[tuple[str, Path]]:
+    """(module, source) of all public modules of the standard library that are written in Python, in a fixed order."""
+    library = library or standard_library()
     for path in sorted(library.rglob("*.py")):
         parts = path.relative_to(library).with_suffix("").parts
         if _INSTALLED & set(parts) or _NOT_DOCUMENTATION & set(parts):
@@ -84,6 +91,4 @@ def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
         names = parts[:-1] if parts[-1] == "__init__" else parts
         if not names or any(name.startswith("_") for name in names):
             continue
-        module = ".".join(names)
-        if text := docstrings(path.read_bytes(), module):
-            yield f"module:{module}", text.strip() + "\n"
+        yield ".".join(names), path
