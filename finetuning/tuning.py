@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from finetuning.lora import LoRA
 from gpt_model import GPT
-from pretraining.distributed import Ranks
+from pretraining.distributed import Ranks, add_up
 from pretraining.optimizers import GaLore, OptimizerName, make_optimizers
 from pretraining.run_options import RunOptions, refuse_another_run, trackers_of
 from pretraining.training_loop import Ending, Hooks, LoopOptions, Objective, Step, TrainingLoop
@@ -57,6 +57,8 @@ class TuningOptions(LoopOptions, RunOptions):
     """How often each example is learned from."""
     steps: int = 0
     """Steps to take; 0 for as many as --epochs makes."""
+    max_minutes: float = 0.0
+    """End after this time even if steps remain, at whatever rate the schedule is then; 0 for no limit."""
     evaluate_every: int = 0
     """Targets learned from between one measurement and the next; 0 for an epoch's."""
     keep: Literal["best", "last"] = "best"
@@ -87,7 +89,7 @@ class TuningOptions(LoopOptions, RunOptions):
                 raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
         if self.other_learning_rate is not None and not 0 < self.other_learning_rate < math.inf:
             raise UserError(f"--other-learning-rate must be above 0, got {self.other_learning_rate}")
-        for name in ("steps", "evaluate_every", "weight_decay"):
+        for name in ("steps", "evaluate_every", "weight_decay", "max_minutes"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 0, got {getattr(self, name)}")
         if self.parallel != "ddp":
@@ -149,17 +151,30 @@ class ExampleBatches:
         return random.permutation(batches)
 
 
+class Epochs(Protocol):
+    """`ExampleBatches`, or another way to go through all examples again and again."""
+
+    steps_per_epoch: int
+
+
 class Task(Protocol):
     """What a kind of fine-tuning brings along."""
 
-    objective: Objective
-    """`forward(*arrays of batch)` gives the sum of the losses."""
-    model: nn.Module
-    """Whose weights are trained (those that ask for a gradient) and kept."""
     blocks: list[nn.Module]
-    examples: ExampleBatches
     data: dict[str, Any]
     """How the data was made, for config.json and the model card."""
+
+    @property
+    def objective(self) -> Objective:
+        """`forward(*arrays of batch)` gives the sum of the losses."""
+
+    @property
+    def model(self) -> nn.Module:
+        """Whose weights are trained (those that ask for a gradient) and kept."""
+
+    @property
+    def examples(self) -> Epochs:
+        """Knows how many steps go through all of them."""
 
     def batch(self, step: int, rank: int, ranks: int) -> Arrays:
         """A rank's slice of batch number `step`; the second array holds the targets. Function of these alone."""
@@ -262,9 +277,19 @@ class Tuning:
             self.bar.n = self.loop.step
             measured = f", validation {self.figures['validation_loss']:.3f}" if self.figures else ""
             self.bar.set_postfix_str(f"loss {step.loss:.3f}{measured}")
+        if self._time_is_up():
+            self.options = self.loop.options = replace(self.options, steps=self.loop.step)
         epoch_ends = self.loop.step % self.task.examples.steps_per_epoch == 0
         if not self.given.evaluate_every and epoch_ends and self.loop.step < self.options.steps:
             self.evaluate(last=False)
+
+    def _time_is_up(self) -> bool:
+        """What rank 0's clock says, on every rank: they must end at the same step."""
+        if not self.options.max_minutes:
+            return False
+        over = (time.perf_counter() - self.start) / 60 >= self.options.max_minutes
+        (is_over,) = add_up(self.ranks, self.ranks.is_first and over)
+        return bool(is_over)
 
     def evaluate(self, last: bool) -> float:
         """Measures, and lets rank 0 write the model if it is to be kept, and show it."""
