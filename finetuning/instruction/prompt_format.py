@@ -9,13 +9,14 @@ the model: as a Jinja template in `chat_template.jinja` of its folder, which `tr
     chat     <|user|> … <|assistant|> …, a line for each role. The marks are plain text here, not new tokens, so that a
              pretrained vocabulary stays as it is.
 
-Every answer ends with the tokenizer's end-of-text token, so that the model learns to stop. That token, and no text
-that a user types, is ever a control token: the template's parts are encoded one by one, and what is in a message is
-encoded as ordinary text.
+Every answer ends with the tokenizer's end-of-text token, so that the model learns to stop. No text that a user types
+is ever such a token: only the template's own parts are searched for special tokens, and what is in a message is encoded
+as ordinary text.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,7 @@ CHAT_LAYOUT = """\
 
 TEMPLATES: dict[FormatName, str] = {"alpaca": ALPACA_TEMPLATE, "chat": CHAT_LAYOUT}
 _HOLE = "\ue000{}\ue001"  # stands for the content of message {} while a template is rendered: private-use characters
+_SPACE = "\u205f"  # around it: a rare white space, which a template that strips contents takes away
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,10 @@ class PromptFormat:
         return self._render([dict(message) for message in messages], ask)
 
     def encode(self, tokenizer: BytePairTokenizer, messages: Sequence[Message], ask: bool = False) -> Encoded:
-        """The same as ids: the template's own parts with the end-of-text token, each message as ordinary text.
+        """The same as ids. Special tokens stand where the template has them, and nowhere else.
+
+        They are the ids that `transformers` gives to `text`, but for two things: what looks like a special token in a
+        message stays text, and an answer begins with a token of its own, since that is where a model goes on.
 
         Raises:
             ValueError: the tokenizer has no end-of-text token, or a template does not give back what is in a message.
@@ -134,20 +139,25 @@ class PromptFormat:
         if END_OF_TEXT not in tokenizer.special_tokens:
             raise ValueError(f"the tokenizer has no {END_OF_TEXT}, with which answers end")
         # Contents are held out while the template is rendered, so that no content can be taken for a part of it.
-        held = [{"role": m["role"], "content": _HOLE.format(i)} for i, m in enumerate(messages)]
-        rest, ids, answer = self._render(held, ask), list[int](), list[bool]()
+        held = [{"role": m["role"], "content": _SPACE + _HOLE.format(i) + _SPACE} for i, m in enumerate(messages)]
+        rest, ids = self._render(held, ask), _Ids(tokenizer)
         for i, message in enumerate(messages):
             before, hole, rest = rest.partition(_HOLE.format(i))
             if not hole:
                 raise ValueError("the chat template leaves out a message, or changes the order of messages")
-            said = message["role"] == "assistant"
-            _extend(ids, answer, tokenizer.encode(before, allowed_special={END_OF_TEXT}), False)
-            _extend(ids, answer, tokenizer.encode_ordinary(message["content"]), said)
-            if said and rest.startswith(END_OF_TEXT):
-                _extend(ids, answer, [tokenizer.eot_token], True)
-                rest = rest.removeprefix(END_OF_TEXT)
-        _extend(ids, answer, tokenizer.encode(rest, allowed_special={END_OF_TEXT}), False)
-        return Encoded(ids, answer)
+            content = message["content"]
+            if not before.endswith(_SPACE):  # the template has stripped it
+                content = content.lstrip()
+            if not rest.startswith(_SPACE):
+                content = content.rstrip()
+            ids.add_template(before.removesuffix(_SPACE))
+            rest = rest.removeprefix(_SPACE)
+            if message["role"] == "assistant":
+                rest = ids.add_answer(content, rest)
+            else:
+                ids.add_text(content)
+        ids.add_template(rest)
+        return ids.encoded()
 
     def _render(self, messages: list[dict[str, Any]], ask: bool) -> str:
         template = _environment().from_string(self.template)
@@ -159,9 +169,48 @@ class PromptFormat:
             raise ValueError(f"the chat template refuses these messages ({error})") from None
 
 
-def _extend(ids: list[int], answer: list[bool], more: list[int], said: bool) -> None:
-    ids += more
-    answer += [said] * len(more)
+class _Ids:
+    """Collects ids. Text that touches is encoded in one piece, since a token may reach from one part into the next."""
+
+    def __init__(self, tokenizer: BytePairTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.specials = re.compile("|".join(map(re.escape, tokenizer.special_tokens)))
+        self.ids: list[int] = []
+        self.answer: list[bool] = []
+        self.waiting = ""
+
+    def add_text(self, text: str) -> None:
+        """Text of a person, in which nothing is special."""
+        self.waiting += text
+
+    def add_template(self, text: str) -> None:
+        """A part of the template, with its special tokens."""
+        while found := self.specials.search(text):
+            self.waiting += text[: found.start()]
+            self._extend([self.tokenizer.special_tokens[found[0]]], said=False)
+            text = text[found.end() :]
+        self.waiting += text
+
+    def add_answer(self, text: str, rest: str) -> str:
+        """What the model says, with the special token at its end if the template has one; the rest of the template."""
+        ids = self.tokenizer.encode_ordinary(text)
+        if end := self.specials.match(rest):
+            ids.append(self.tokenizer.special_tokens[end[0]])
+            rest = rest[end.end() :]
+        self._extend(ids, said=True)
+        return rest
+
+    def encoded(self) -> Encoded:
+        """All of it."""
+        self._extend([], said=False)
+        return Encoded(self.ids, self.answer)
+
+    def _extend(self, ids: list[int], said: bool) -> None:
+        """Adds what waits, and then `ids`."""
+        before = self.tokenizer.encode_ordinary(self.waiting)
+        self.waiting = ""
+        self.ids += before + ids
+        self.answer += [False] * len(before) + [said] * len(ids)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
