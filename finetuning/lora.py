@@ -90,8 +90,8 @@ class LoRALinear(nn.Linear):
         """The plain layer that does the same."""
         layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         layer.weight = nn.Parameter(self.weight.detach() + self.scale * (self.lora_b @ self.lora_a).detach())
-        layer.bias = self.bias
-        return layer.requires_grad_(True)
+        layer.bias = self.bias  # the same one, which is still frozen: a copy for saving must not wake it
+        return layer
 
 
 def _linears(model: nn.Module, targets: Sequence[str]) -> Iterator[tuple[nn.Module, str, str, nn.Linear]]:
