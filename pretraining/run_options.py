@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,9 +63,11 @@ def refuse_another_run(options: RunOptions, may_change: Collection[str] = ()) ->
             raise UserError(f"{options.run} holds a run without checkpoints: pass --overwrite to begin it anew")
         return
     before = read_json(options.run / "config.json")["options"]
-    now = {n: str(value) for n, value in asdict(options).items() if n not in _MAY_CHANGE and n not in may_change}
+    now = json.loads(json.dumps(asdict(options), default=str))  # as it was written: tuples become lists
     for name, value in now.items():
-        if str(before.get(name)) != value:
+        if name in _MAY_CHANGE or name in may_change:
+            continue
+        if str(before.get(name)) != str(value):
             raise UserError(
                 f"{options.run} was trained with --{name.replace('_', '-')} {before.get(name)}, not {value}: "
                 "go on with that, or choose another folder with --run"
