@@ -52,6 +52,7 @@ from finetuning.tuning import (
 from gpt_model import GPT, load_model, load_tokenizer
 from gpt_model.pretrained import origin
 from pretraining.distributed import Ranks, add_up, join_ranks
+from pretraining.run_options import refuse_another_run
 from pretraining.training_loop import NextToken, TrainingLoop
 from utils.devices import autocast
 from utils.errors import UserError, run_command
@@ -375,6 +376,7 @@ def say_what_is_learned(task: InstructionTask) -> None:
 def main(options: TrainInstruct) -> None:
     with join_ranks(options.device) as ranks:
         options.parts(ranks.size)
+        refuse_another_run(options)  # before the minutes that reading and encoding may take
         task = InstructionTask(options, ranks)
         refuse_other_data(options, task.data["fingerprint"])
         if ranks.is_first:
