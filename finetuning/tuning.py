@@ -246,7 +246,7 @@ class Tuning:
             write_json(o.run / "config.json", self.made_by)
         per_epoch = self.task.examples.steps_per_epoch
         self.say(f"{trained:,} of {total:,} parameters learn, on {describe_device(self.ranks.device, o.precision)}")
-        self.say(f"{o.steps:,} steps of {o.batch_size} examples, {o.steps / per_epoch:.1f} epochs")
+        self.say(f"{o.steps:,} steps of {o.batch_size} rows, {o.steps / per_epoch:.1f} epochs")
         if self.resumed:
             self.say(f"Going on after step {loop.step:,}, from {loop.folder}")
         self.start = time.perf_counter() - 60 * self.progress.minutes
@@ -341,7 +341,7 @@ class Tuning:
         loop, run = self.loop, self.options.run
         seconds = max(loop.seconds, 1e-9)
         print(f"\n{loop.step:,} steps, {loop.targets:,} targets in {self.progress.minutes:.1f} minutes; ", end="")
-        print(f"{loop.step * self.options.batch_size / seconds:,.1f} examples/s while training")
+        print(f"{loop.targets / seconds:,.0f} targets/s while training")
         if ending == "finished":
             print(f"Wrote {run}: model, checkpoints, metrics.jsonl, loss.png, samples.txt")
         else:

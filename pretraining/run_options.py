@@ -38,7 +38,7 @@ class RunOptions:
 _MAY_CHANGE = {
     "run", "resume", "overwrite", "device", "micro_batch_size", "compile", "checkpoint_activations", "chunk_tokens",
     "tf32", "evaluate_every", "checkpoint_every", "keep_last", "keep_best", "rewinds", "spike", "tensorboard", "wandb",
-    "wandb_project",
+    "wandb_project", "max_minutes",
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import tyro
 from finetuning.instruction.answering import answers, exactly, require_layout
 from finetuning.instruction.prompt_format import Message
 from gpt_model import load_model, load_tokenizer
-from gpt_model.pretrained import find_folder
+from gpt_model.pretrained import MADE_BY, find_folder
 from gpt_model.sampling import Sampling
 from utils.devices import pick_device
 from utils.errors import UserError, run_command
@@ -34,8 +34,8 @@ class Ask:
     """A model folder that train_instruct.py wrote."""
     examples: int = 0
     """Ask so many learned questions, and as many held-out ones, of those that the run kept."""
-    system_prompt: str = ""
-    """Stands before each question."""
+    system_prompt: str | None = None
+    """Stands before each question; the one that the model was trained with if not given."""
     max_new_tokens: int = 128
     """Tokens of an answer at most."""
     temperature: float = 0.0
@@ -53,7 +53,7 @@ class Ask:
         if any(not question.strip() for question in self.question):
             raise UserError("a question is empty: write it in quotes")
         try:
-            "".join((*self.question, self.system_prompt)).encode()
+            "".join((*self.question, self.system_prompt or "")).encode()
             self.sampling()
         except UnicodeEncodeError:
             raise UserError("the question is not UTF-8: write it in a UTF-8 terminal") from None
@@ -78,11 +78,19 @@ def kept_questions(folder: Path, n: int) -> list[dict[str, Any]]:
     return [one for side in ("trained", "held out") for one in [k for k in kept if k["side"] == side][:n]]
 
 
+def learned_system_prompt(folder: Path) -> str:
+    """What stood before each conversation in training, as a model folder tells; "" where it does not."""
+    path = folder / MADE_BY
+    options = read_json(path).get("options") if path.is_file() else None
+    return str(options.get("system_prompt", "")) if isinstance(options, dict) else ""
+
+
 def main(options: Ask) -> None:
     folder = find_folder(options.model)
     layout = require_layout(folder)
     model, tokenizer = load_model(folder, pick_device(options.device)), load_tokenizer(folder)
-    system: list[Message] = [{"role": "system", "content": options.system_prompt}] if options.system_prompt else []
+    prompt = learned_system_prompt(folder) if options.system_prompt is None else options.system_prompt
+    system: list[Message] = [{"role": "system", "content": prompt}] if prompt else []
     kept = kept_questions(folder, options.examples) if options.examples else []
     asked: list[list[Message]] = [[*system, {"role": "user", "content": q}] for q in options.question]
     asked += [one["messages"] for one in kept]

@@ -121,7 +121,7 @@ def first_sentence(docstring: str) -> str | None:
     paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", docstring.strip())]
     if paragraphs and _CALL.match(paragraphs[0]):
         del paragraphs[0]
-    if not paragraphs:
+    if not paragraphs or paragraphs[0].startswith(">>>"):  # an example is no sentence
         return None
     found = _END_OF_SENTENCE.search(paragraphs[0])
     sentence = paragraphs[0][: found.end()] if found else paragraphs[0]

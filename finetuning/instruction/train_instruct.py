@@ -209,11 +209,10 @@ class InstructionTask:
         self.report: dict[str, int] = {}
         sides = split_examples(self._with_system(read_examples(options, self.report)), options)
         self.train, self.validation = self._prepare(sides, "train"), self._prepare(sides, "validation")
-        share = options.batch_size // ranks.size
         if options.packing:
             self.packed = PackedBatches(self.train.lengths, self.width, options.batch_size, options.seed)
         self.padded = ExampleBatches(self.train.lengths, options.batch_size, options.seed)
-        self.measured = self._validation_rows(max(share, 1))
+        self.measured = self._validation_rows()
         self.data = self._describe(sides)
         self.asked = _asked(self.train.examples, "trained", options.ask)
         self.asked += _asked(self.validation.examples, "held out", options.ask)
@@ -246,11 +245,10 @@ class InstructionTask:
             )
         return done
 
-    def _validation_rows(self, n_rows: int) -> Arrays:
+    def _validation_rows(self) -> Arrays:
         """The held-out examples, packed in any case: the loss is the same, and little is computed in vain."""
         tokens = self.validation.tokens
         rows = best_fit(self.validation.lengths, self.width)
-        rows += [[]] * (-len(rows) % n_rows)
         return packed([[tokens[i] for i in row] for row in rows], self.width)
 
     def _describe(self, sides: dict[Side, list[Example]]) -> dict[str, Any]:

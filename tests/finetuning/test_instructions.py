@@ -275,6 +275,7 @@ def test_the_questions_are_the_same_in_every_process(pairs):
         ("f(x) -> int\n\nCount all the things.", "Count all the things."),
         ("These are the options:\n\n- a", None),
         ("x" * 200, None),
+        (">>> a = dict(b=1)\n>>> a\n{'b': 1}", None),
         ("", None),
     ],
 )

@@ -19,6 +19,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetuning.instruction.answering import answers, exactly
+from finetuning.instruction.ask import learned_system_prompt
 from finetuning.instruction.packing import tokens_of
 from finetuning.instruction.prompt_format import PromptFormat
 from finetuning.instruction.train_instruct import InstructionTask, TrainInstruct, main, plain_copy, token_accuracy
@@ -197,6 +198,8 @@ def test_a_run_leaves_what_it_says(tuned, work, run):
     assert asked.returncode == 0, asked.stderr
     assert "Add 1 to 2." in asked.stdout
     assert "1 questions learned from" in asked.stdout
+    assert learned_system_prompt(folder / "model") == "Add."
+    assert learned_system_prompt(work / "base") == ""
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # between those two
