@@ -317,6 +317,21 @@ def test_time_that_is_up_ends_the_run_whole(work, tmp_path):
     assert load_model(tmp_path / "run" / "model").n_parameters > 0
 
 
+def test_what_is_learned_by_heart_comes_back_right(work, tmp_path):
+    """Loss mask, shift, layout, stopping and comparison at once: any one of them off, and no answer would be exact."""
+    more: dict[str, Any] = {"optimizer": "muon", "learning_rate": 0.03, "evaluate_every": 10**9, "keep": "last"}
+    few = options(work, run=tmp_path / "run", max_examples=6, ask=6, max_new_tokens=12, steps=150, **more)
+    main(replace(few, batch_size=4))
+    before, after = [row for row in measured(tmp_path / "run") if "exact_match_trained" in row]
+    assert before["exact_match_trained"] == 0
+    assert after["exact_match_trained"] == 1
+    kept = json.loads((tmp_path / "run" / "questions.json").read_text())
+    trained = [one for one in kept if one["side"] == "trained"]
+    model, tokenizer = load_model(tmp_path / "run" / "model"), load_tokenizer(tmp_path / "run" / "model")
+    said = answers(model, tokenizer, PromptFormat.named("alpaca"), [one["messages"] for one in trained], 12)
+    assert said == [one["answer"] for one in trained]
+
+
 def test_exactly_overlooks_white_space_alone():
     assert exactly(" a  b\n", "a b")
     assert not exactly("a b.", "a b")
