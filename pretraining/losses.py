@@ -44,13 +44,13 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor, cap: float | None) -> tu
     y = softcap(logits.float(), cap)  # (tokens, vocab_size)
     asked = targets != IGNORE  # (tokens,)
     index = targets.clamp(min=0).unsqueeze(1)  # (tokens, 1)
-    total = torch.logsumexp(y, dim=1, keepdim=True)  # (tokens, 1)
-    loss = ((total - y.gather(1, index)).squeeze(1) * asked).sum()
-    gradient = torch.exp(y - total)  # softmax
-    gradient = gradient.scatter_add(1, index, gradient.new_full(index.shape, -1.0))
+    log_p = F.log_softmax(y, dim=1)  # (tokens, vocab_size)
+    loss = -(log_p.gather(1, index).squeeze(1) * asked).sum()
+    gradient = log_p.exp_()  # softmax; in place from here on, since a copy is as large as the logits
+    gradient.scatter_add_(1, index, gradient.new_full(index.shape, -1.0))
     if cap is not None:
-        gradient = gradient * (1 - (y / cap) ** 2)  # d tanh(z) = 1 - tanh(z)²
-    return loss, gradient * asked.unsqueeze(1)
+        gradient.mul_(1 - (y / cap) ** 2)  # d tanh(z) = 1 - tanh(z)²
+    return loss, gradient.mul_(asked.unsqueeze(1))
 
 
 def _loss(logits: Tensor, targets: Tensor, cap: float | None) -> Tensor:
@@ -75,7 +75,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         loss = hidden.new_zeros((), dtype=torch.float32)
         vocab_size, half = len(weight), dtype.itemsize < 4
         more = -vocab_size % ROWS if half else 0
-        cast = F.pad(weight.to(dtype), (0, 0, 0, more))  # (vocab_size + more, d_model)
+        cast = weight.to(dtype)
+        cast = F.pad(cast, (0, 0, 0, more)) if more else cast  # (vocab_size + more, d_model)
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         by_hidden = torch.empty_like(hidden) if need_hidden else None
         by_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
@@ -89,7 +90,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             part, gradient = kernel(logits, t, cap)
             loss += part
             # Between -1 and 1, so that half precision holds it.
-            gradient = F.pad(gradient.to(dtype), (0, more))  # (chunk, vocab_size + more)
+            gradient = gradient.to(dtype)
+            gradient = F.pad(gradient, (0, more)) if more else gradient  # (chunk, vocab_size + more)
             if by_hidden is not None:
                 by_hidden[start : start + chunk] = gradient @ cast
             if by_weight is not None and not half:
