@@ -5,8 +5,8 @@ python pretraining/recipe_benchmark.py --tokens runs/books/tokens   # three size
 
 nanoGPT's published recipe for a small computer (tiny Shakespeare by characters, 4 layers of 128, 2,000 batches of 12
 windows of 64) is run by `baseline.py`, as published and with its learning rate tuned. On token shards there is nothing
-published; there the same recipe runs in three sizes, each with a rate tuned for it: of some rates the one that ends
-lowest on the last tenth of the training text, with the rest of it to learn from. The preset `modern` of `pretrain.py`
+published; there the same recipe runs in three sizes, each with a rate tuned for it: of rates a factor of two apart, the
+one that ends lowest on the last tenth of the training text, with the rest of it to learn from. The preset `modern` of `pretrain.py`
 stays as it is for all sizes and both texts. It gets ever more steps, its schedule made for each number of them, until
 its mean loss over the seeds is no higher than the baseline's. What counts is that number of steps over the baseline's.
 
@@ -56,8 +56,8 @@ class RecipeBenchmark:
     """Steps of the baseline; 2,000 for the text, and 1,000 for token shards, if not given."""
     shares: tuple[float, ...] = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0)
     """Numbers of our steps to try, rising, as shares of the baseline's."""
-    rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
-    """Learning rates of the baseline to choose from, on token shards."""
+    rates: tuple[float, ...] = (1e-3, 2e-3)
+    """Learning rates of the baseline to begin the search with, on token shards; at least two."""
     seeds: int = 2
     """Runs of everything, each with its own weights and order of the data."""
     out: Path = RESULTS
@@ -71,8 +71,8 @@ class RecipeBenchmark:
         rising = list(self.shares) == sorted(set(self.shares)) and all(share > 0 for share in self.shares)
         if self.seeds < 1 or not self.shares or not rising:
             raise UserError("--seeds must be at least 1, and --shares rising numbers above 0")
-        if not self.rates or min(self.rates) <= 0 or (self.steps is not None and self.steps < 1):
-            raise UserError("--rates must be above 0, and --steps at least 1")
+        if len(set(self.rates)) < 2 or min(self.rates) <= 0 or (self.steps is not None and self.steps < 1):
+            raise UserError("--rates must be two at least and above 0, and --steps at least 1")
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,18 @@ def baseline_loss_at(task: Task, rate: float, seed: int) -> float:
 
 
 def tuned_rates(task: Task, rates: Sequence[float]) -> dict[str, float]:
-    """rate -> the baseline's loss with it, on text that neither the rate's choice nor the figures' needs again."""
+    """rate -> the baseline's loss with it, on the last tenth of the training text.
+
+    Where the best rate is the lowest or the highest, half or twice of it is tried, too, until it is neither: what lies
+    at the edge of a search may be far from the best.
+    """
     train, validation = split(task.train)
     tuning = replace(task, train=train, validation=validation[:LONGEST])
-    return {str(rate): baseline_loss_at(tuning, rate, seed=0) for rate in rates}
+    losses = {rate: baseline_loss_at(tuning, rate, seed=0) for rate in sorted(rates)}
+    while (best := min(losses, key=lambda rate: losses[rate])) in (min(losses), max(losses)):
+        rate = best / 2 if best == min(losses) else best * 2
+        losses[rate] = baseline_loss_at(tuning, rate, seed=0)
+    return {f"{rate:g}": losses[rate] for rate in sorted(losses)}
 
 
 def recipe_for(config: BaselineConfig, steps: int, seed: int) -> Pretrain:

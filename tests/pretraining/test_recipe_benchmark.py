@@ -64,8 +64,22 @@ def test_the_rate_is_chosen_without_the_text_that_is_measured_on():
     text = np.tile(np.arange(16, dtype=np.uint16), 200)
     config = BaselineConfig(vocab_size=16, context_length=16, n_layer=1, n_head=1, d_model=16)
     task = Task("a text", config, text, text[:0], steps=20)  # no validation text: it would be an error to look at it
-    tuned = tuned_rates(task, (1e-5, 1e-2))
-    assert tuned["0.01"] < tuned["1e-05"] - 0.3
+    tuned = tuned_rates(task, (1e-2, 1.0))
+    assert min(tuned, key=lambda rate: tuned[rate]) not in (min(tuned, key=float), max(tuned, key=float))
+
+
+def test_a_search_goes_on_where_its_edge_is_the_best(monkeypatch):
+    asked = []
+
+    def loss_at(task, rate, seed):
+        asked.append(rate)
+        return (np.log2(rate) - 3) ** 2  # the best is 8
+
+    monkeypatch.setattr("pretraining.recipe_benchmark.baseline_loss_at", loss_at)
+    task = Task("a text", BASELINE_SMALL, np.arange(100, dtype=np.uint16), np.arange(9, dtype=np.uint16), steps=1)
+    assert tuned_rates(task, (1.0, 2.0)) == {"1": 9, "2": 4, "4": 1, "8": 0, "16": 1}
+    assert asked == [1, 2, 4, 8, 16]
+    assert list(tuned_rates(task, (64.0, 32.0))) == ["4", "8", "16", "32", "64"]
 
 
 def test_from_a_text_to_a_table(tmp_path, monkeypatch):
