@@ -6,9 +6,10 @@ python pretraining/recipe_benchmark.py --tokens runs/books/tokens   # three size
 nanoGPT's published recipe for a small computer (tiny Shakespeare by characters, 4 layers of 128, 2,000 batches of 12
 windows of 64) is run by `baseline.py`, as published and with its learning rate tuned. On token shards there is nothing
 published; there the same recipe runs in three sizes, each with a rate tuned for it: of rates a factor of two apart, the
-one that ends lowest on the last tenth of the training text, with the rest of it to learn from. The preset `modern` of `pretrain.py`
-stays as it is for all sizes and both texts. It gets ever more steps, its schedule made for each number of them, until
-its mean loss over the seeds is no higher than the baseline's. What counts is that number of steps over the baseline's.
+one that ends lowest on the last tenth of the training text, with the rest of it to learn from. The preset `modern` of
+`pretrain.py` stays as it is for all sizes and both texts. It gets ever more steps, its schedule made for each number of
+them, until its mean loss over the seeds is no higher than the baseline's. What counts is that number of steps over the
+baseline's.
 
 Both are measured on the same validation text, in windows side by side, in float32. No times: see
 `throughput_benchmark.py`.
