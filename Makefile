@@ -27,6 +27,9 @@ TUNE_FLAGS ?= --max-examples 600 --epochs 12 --max-minutes 3 --batch-size 8 --op
 DEVICE ?= auto
 PROMPTS ?= "The assert statement" "Return a list of" "If the file does not exist," "class"
 
+# Processes that run tests side by side; torch's own threads would only stand in their way.
+WORKERS ?= auto
+
 .PHONY: help setup harness demo test lint types pytest notebooks format clean
 .DEFAULT_GOAL := help
 
@@ -78,7 +81,7 @@ types: $(VENV)/.installed
 	$(PY) -m mypy
 
 pytest: $(VENV)/.installed
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 notebooks: $(VENV)/.installed ## execute all notebooks and write them with their outputs
 	$(PY) utils/notebooks.py
