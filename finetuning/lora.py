@@ -121,7 +121,8 @@ def add_lora(model: nn.Module, lora: LoRA) -> list[str]:
             raise ValueError(f"{full} can have no adapter: its matrix is read elsewhere, too, without it")
     model.requires_grad_(False)
     for parent, name, _, layer in found:
-        setattr(parent, name, LoRALinear(layer, lora))
+        # A model that answers, dropout off, goes on doing so.
+        setattr(parent, name, LoRALinear(layer, lora).train(layer.training))
     return [full for _, _, full, _ in found]
 
 

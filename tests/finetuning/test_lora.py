@@ -162,3 +162,18 @@ def test_what_cannot_be_is_refused(tmp_path):
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"x")
     with pytest.raises(ValueError, match="damaged"):
         load_adapter(GPT(TINY), tmp_path / "adapter")
+
+
+def test_to_look_at_merged_weights_changes_nothing():
+    """A run saves its model and goes on: what was frozen must stay so, or its gradients count in the norm."""
+    model = with_adapters()
+    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert all(".lora_" in name for name in learning)
+    merged_weights(model)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == learning
+
+
+def test_adapters_of_a_model_that_answers_have_their_dropout_off():
+    model = GPT(GPTConfig(vocab_size=50, context_length=16, n_layer=1, n_head=2, d_model=16)).eval()
+    add_lora(model, LoRA(dropout=0.5))
+    assert not any(module.training for module in model.modules())
