@@ -16,6 +16,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -189,6 +190,17 @@ class Task(Protocol):
         """Some lines for people; called on rank 0."""
 
 
+@dataclass(frozen=True)
+class Plot:
+    """A picture that a run draws of its figures beside loss.png."""
+
+    file: str
+    y_label: str
+    """With its unit."""
+    curves: dict[str, str]
+    """What a curve is called -> the name of its figure in metrics.jsonl."""
+
+
 @dataclass
 class _Progress:
     best: float = math.inf
@@ -200,12 +212,15 @@ class _Progress:
 class Tuning:
     """One run on this rank.
 
+    Args:
+        plots: what to draw at each measurement, besides the loss.
+
     Raises:
         UserError, ValueError: flags, data, folder or checkpoint do not fit; one line that says what to do.
     """
 
-    def __init__(self, options: TuningOptions, ranks: Ranks, task: Task) -> None:
-        self.ranks, self.task = ranks, task
+    def __init__(self, options: TuningOptions, ranks: Ranks, task: Task, plots: Sequence[Plot] = ()) -> None:
+        self.ranks, self.task, self.plots = ranks, task, plots
         per_epoch = task.examples.steps_per_epoch
         steps = options.steps or max(1, round(options.epochs * per_epoch))
         every = options.evaluate_every or 10**15
@@ -265,6 +280,7 @@ class Tuning:
 
     def on_step(self, step: Step) -> None:
         """Notes and shows the step; measures at the end of an epoch, where nothing else was asked for."""
+        figures = self.task.objective.take_figures()
         if self.metrics is not None:
             self.metrics.log(
                 step=self.loop.step,
@@ -273,6 +289,7 @@ class Tuning:
                 gradient_norm=step.gradient_norm,
                 targets=self.loop.targets,
                 seconds=step.seconds,
+                **figures,
             )
             self.bar.n = self.loop.step
             measured = f", validation {self.figures['validation_loss']:.3f}" if self.figures else ""
@@ -312,6 +329,9 @@ class Tuning:
             self.task.save(self.options.run / "model", self.made_by | {"metrics": self.figures | minutes})
         curves = metric_curves(self.metrics.path, training="loss", validation="validation_loss")
         save_curves(self.options.run / "loss.png", curves, self.options.run.name, "step", "loss (nats)", shown)
+        for plot in self.plots:
+            curves = metric_curves(self.metrics.path, **plot.curves)
+            save_curves(self.options.run / plot.file, curves, self.options.run.name, "step", plot.y_label)
         return loss
 
     def state(self) -> dict[str, Any]:
@@ -326,6 +346,7 @@ class Tuning:
         if self.metrics is None:
             self.progress = _Progress(**state) if state else _Progress()
         else:
+            self.task.objective.take_figures()  # those of the step that failed
             self.metrics.log(step=self.loop.step, rewound=self.loop.rewound)
 
     # --- for people
@@ -343,7 +364,8 @@ class Tuning:
         print(f"\n{loop.step:,} steps, {loop.targets:,} targets in {self.progress.minutes:.1f} minutes; ", end="")
         print(f"{loop.targets / seconds:,.0f} targets/s while training")
         if ending == "finished":
-            print(f"Wrote {run}: model, checkpoints, metrics.jsonl, loss.png, samples.txt")
+            pictures = ", ".join(["loss.png", *(plot.file for plot in self.plots)])
+            print(f"Wrote {run}: model, checkpoints, metrics.jsonl, {pictures}, samples.txt")
         else:
             print(f"Stopped at step {loop.step} of {self.options.steps}, and saved. ", end="")
             print("The same command with --resume auto goes on.")

@@ -163,6 +163,10 @@ class Objective(nn.Module):
     def compile_parts(self) -> None:
         """Lets `torch.compile` make kernels for its parts; a subclass says for which."""
 
+    def take_figures(self) -> dict[str, float]:
+        """What else there is to note of the step just taken, for `metrics.jsonl`; a subclass may have something."""
+        return {}
+
 
 class NextToken(Objective):
     """The objective of pretraining: the surprise at each next token, with never all logits there at once."""
