@@ -1,0 +1,340 @@
+"""Preference pairs: one question, an answer that is preferred and one that is not.
+
+Instructions show a model what to say. They do not show what not to say, and for most questions it is easier to judge
+two answers than to write the best one. So people (or a stronger model) compare answers, and what is learned from is
+
+    (prompt, chosen, rejected)
+
+Three sources are read here:
+
+    python-docs      made by rule, offline: a question about a name of Python's standard library; chosen is the first
+                     paragraph of its docstring, rejected a corruption of it (`KINDS`)
+    hub:OWNER/NAME   a data set of the Hugging Face hub, such as hub:HuggingFaceH4/ultrafeedback_binarized (Tunstall et
+                     al. 2023) or hub:Anthropic/hh-rlhf (Bai et al. 2022)
+    a path           a .json, .jsonl or .parquet file with the same columns
+
+In the columns `prompt`, `chosen` and `rejected` may stand texts or lists of messages; without a prompt, `chosen` and
+`rejected` are whole conversations, as lists of messages or as texts with "Human:" and "Assistant:" in front of turns.
+
+A pair whose answers are equal says nothing, and one with an empty answer or with two different prompts is broken: all
+are left out and counted. The split is by question, so that none stands on both sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+from finetuning.instruction.prompt_format import Message, Role
+from finetuning.instruction.records import read_records
+from utils.errors import UserError, one_line
+from working_with_text_data.python_docs import python_docs
+
+KINDS = ("other", "truncated", "shuffled", "repeated")
+_ROLES = ("system", "user", "assistant")
+_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ ]?")
+_QUESTION = "What does `{}` do?"
+_SHORTEST = 5  # words of an answer that can be corrupted in every way
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One comparison."""
+
+    messages: tuple[Message, ...]
+    """The conversation up to the answer."""
+    chosen: str
+    rejected: str
+    kind: str = ""
+    """How the rejected answer was made, one of `KINDS`; "" where it was not made by rule."""
+
+    @property
+    def question(self) -> str:
+        """The conversation up to the answer, as one text."""
+        return "\n\n".join(f"{m['role']}: {m['content']}" for m in self.messages)
+
+
+@dataclass(frozen=True)
+class PreferenceOptions:
+    """The flags that say which pairs."""
+
+    data: str = "python-docs"
+    """python-docs (made by rule), hub:OWNER/NAME, or a .json, .jsonl or .parquet file."""
+    hub_config: str | None = None
+    """The configuration of the hub's data set, where it has several."""
+    hub_split: str = "train"
+    """The split of the hub's data set; ultrafeedback_binarized calls it train_prefs."""
+    revision: str | None = None
+    """The commit, branch or tag of the hub's data set; the newest if not given."""
+    max_pairs: int | None = None
+    """Take the first so many pairs; all if not given."""
+    validation_share: float = 0.1
+    """Share of the questions that are kept for validation."""
+
+    def check(self) -> None:
+        """Raises UserError where a flag is out of its range, or means nothing with this data."""
+        if not 0 < self.validation_share < 1:
+            raise UserError(f"--validation-share must be between 0 and 1, got {self.validation_share}")
+        if self.max_pairs is not None and self.max_pairs < 2:
+            raise UserError(f"--max-pairs must be at least 2, got {self.max_pairs}")
+        if not self.data.startswith("hub:"):
+            for name, given in (
+                ("hub-config", self.hub_config is not None),
+                ("hub-split", self.hub_split != "train"),
+                ("revision", self.revision is not None),
+            ):
+                if given:
+                    raise UserError(f"--{name} belongs to --data hub:OWNER/NAME, and here it is {self.data}")
+
+    def read(self) -> tuple[list[Pair], list[Pair], dict[str, Any]]:
+        """(training pairs, validation pairs, what was found and left out).
+
+        Raises:
+            UserError: no such file or data set, or fewer than two questions.
+            ValueError: columns are missing or hold something else; the message names the row.
+        """
+        report: dict[str, Any] = {"data": self.data, "left_out": {}}
+        if self.data == "python-docs":
+            pairs: Iterable[Pair] = rule_pairs()
+        else:
+            pairs = pairs_from_rows(self._rows(report), self.data, report["left_out"])
+        found = list(islice(pairs, self.max_pairs))
+        if not found:
+            left_out = ", ".join(f"{n:,} {why}" for why, n in report["left_out"].items() if n)
+            raise UserError(f"{self.data} holds no preference pairs" + (f" ({left_out} left out)" if left_out else ""))
+        training, validation = split_pairs(found, self.validation_share)
+        return training, validation, report
+
+    def _rows(self, report: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if self.data.startswith("hub:"):
+            return _hub_rows(self.data.removeprefix("hub:"), self.hub_config, self.hub_split, self.revision, report)
+        path = Path(self.data).expanduser()
+        if not path.is_file():
+            raise UserError(
+                f"--data {self.data}: no such file; use python-docs, hub:OWNER/NAME, or a .json, .jsonl or .parquet "
+                "file"
+            )
+        return read_records(path)
+
+
+_REASONS = ("equal answers", "empty answers", "different prompts", "repeated pairs")
+
+
+def pairs_from_rows(
+    rows: Iterable[dict[str, Any]], name: str, left_out: dict[str, int] | None = None
+) -> Iterator[Pair]:
+    """The pairs of a table, read as they are asked for.
+
+    Args:
+        name: of the table, for messages.
+        left_out: gets, as rows are read, how many were left out for which reason.
+
+    Raises:
+        ValueError: a column is missing or holds something else than texts or messages; the message names the row.
+    """
+    left_out = {} if left_out is None else left_out
+    left_out |= dict.fromkeys(_REASONS, 0)
+    seen = set[bytes]()
+    for number, row in enumerate(rows, 1):
+        found = _pair_of(row, f"{name}, row {number}")
+        if isinstance(found, Pair):
+            digest = hashlib.sha256(repr((found.question, found.chosen, found.rejected)).encode()).digest()
+            if digest not in seen:
+                seen.add(digest)
+                yield found
+                continue
+            found = "repeated pairs"
+        left_out[found] += 1
+
+
+def _pair_of(row: dict[str, Any], where: str) -> Pair | str:
+    """The pair in a row, or why it is left out: one of `_REASONS`."""
+    for column in ("chosen", "rejected"):
+        if column not in row:
+            raise ValueError(
+                f"{where} has no column {column!r}: preference pairs need chosen and rejected (and prompt, where these "
+                f"are answers alone); it has {', '.join(map(str, row)) or 'none'}"
+            )
+    chosen, rejected = (_conversation(row.get("prompt"), row[c], f"{where}, {c}") for c in ("chosen", "rejected"))
+    if chosen[:-1] != rejected[:-1]:
+        return "different prompts"
+    good, bad = chosen[-1]["content"].strip(), rejected[-1]["content"].strip()
+    if not good or not bad or not any(message["content"].strip() for message in chosen[:-1]):
+        return "empty answers"
+    return Pair(tuple(chosen[:-1]), good, bad) if good != bad else "equal answers"
+
+
+def _conversation(prompt: Any, answer: Any, where: str) -> list[Message]:
+    """The messages up to an answer, and the answer."""
+    before: list[Message] = []
+    if isinstance(prompt, str):
+        before = _transcript(prompt) or [{"role": "user", "content": prompt}]
+        if before[-1]["role"] == "assistant":  # "… Assistant:", behind which the answer stands
+            before.pop()
+    elif prompt is not None:
+        before = _messages(prompt, f"{where}: the prompt")
+    if isinstance(answer, str):
+        said: list[Message] = _transcript(answer) if prompt is None else [{"role": "assistant", "content": answer}]
+    else:
+        said = _messages(answer, where)
+    whole = said if not before or said[0]["role"] != "assistant" else before + said
+    if len(whole) < 2 or whole[-1]["role"] != "assistant":
+        raise ValueError(
+            f"{where} is no conversation that ends with an answer: give a column prompt, messages with the roles user "
+            'and assistant, or a text with "Human:" and "Assistant:" in front of the turns'
+        )
+    return whole
+
+
+def _messages(value: Any, where: str) -> list[Message]:
+    if not isinstance(value, list | tuple) or not value or not all(map(_is_message, value)):
+        raise ValueError(
+            f"{where} is {str(value)[:80]!r}: expected a text, or a list of messages with a role ({', '.join(_ROLES)}) "
+            "and a content each"
+        )
+    return [{"role": cast(Role, m["role"]), "content": m["content"]} for m in value]
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("content"), str) and value.get("role") in _ROLES
+
+
+def _transcript(text: str) -> list[Message]:
+    """The turns of a text as in hh-rlhf, "Human: … Assistant: …"; none if it does not begin with one."""
+    first = _TURN.match(text.lstrip())
+    if first is None:
+        return []
+    _, *parts = _TURN.split(text.lstrip())
+    roles: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
+    return [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def split_pairs(pairs: Iterable[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
+    """(training, validation): a share of the questions, at least one, decided by the questions themselves.
+
+    Pairs with one chosen answer stay together, too: several names have the same docstring.
+
+    Raises:
+        UserError: there is one question only.
+    """
+    pairs = list(pairs)
+    group: dict[str, str] = {}  # question or answer -> the group that it is in
+    for pair in pairs:
+        names = (f"q {pair.question}", f"a {pair.chosen}")
+        first = min(_root(group, name) for name in names)
+        for name in names:
+            group[_root(group, name)] = first
+    roots = sorted({_root(group, f"q {p.question}") for p in pairs}, key=lambda r: hashlib.sha256(r.encode()).digest())
+    if len(roots) < 2:
+        raise UserError("there is one question only, and training and validation need different ones: give more pairs")
+    held_out = set(roots[: max(1, min(round(share * len(roots)), len(roots) - 1))])
+    sides: tuple[list[Pair], list[Pair]] = ([], [])
+    for pair in pairs:
+        sides[_root(group, f"q {pair.question}") in held_out].append(pair)
+    return sides
+
+
+def _root(group: dict[str, str], name: str) -> str:
+    """The group that `name` belongs to: what it was joined to, and that in turn."""
+    while (above := group.setdefault(name, name)) != name:
+        name = above
+    return name
+
+
+def rule_pairs(documented: dict[str, str] | None = None) -> list[Pair]:
+    """The embedded default: a pair for each documented name of the standard library, the same on every call.
+
+    Args:
+        documented: names and what to say of them, if not `documented_names`.
+    """
+    documented = documented_names() if documented is None else documented
+    answers = {name: text for name, text in documented.items() if len(text.split()) >= _SHORTEST}
+    names, pairs = sorted(answers), []
+    for name in names:
+        draw = random.Random(name)
+        kind, answer = draw.choice(KINDS), answers[name]
+        other = answers[draw.choice(names)]
+        while other == answer:
+            other = answers[draw.choice(names)]
+        question: Message = {"role": "user", "content": _QUESTION.format(name)}
+        pairs.append(Pair((question,), answer, corrupt(answer, kind, other, draw), kind))
+    return pairs
+
+
+def documented_names(most_words: int = 40) -> dict[str, str]:
+    """Full name -> the first paragraph of its docstring, of every documented name of the standard library.
+
+    Args:
+        most_words: longer paragraphs are left out.
+    """
+    found = {}
+    for name, text in python_docs():
+        kind, _, module = name.partition(":")
+        if kind != "module":
+            continue
+        entry = re.compile(rf"(?:^|\n\n\n)({re.escape(module)}(?:\.\w+)*)\n\n(.+?)(?=\n\n|\s*$)", re.S)
+        for match in entry.finditer(text):
+            words = match[2].split()
+            if 0 < len(words) <= most_words:
+                found[match[1]] = " ".join(words)
+    return found
+
+
+def corrupt(answer: str, kind: str, other: str, draw: random.Random) -> str:
+    """A wrong answer: never equal to `answer`, if that has some words.
+
+    Args:
+        kind: other: the answer to another question; truncated: its first words; shuffled: its words in another order;
+            repeated: its first words again and again, to about its length.
+        other: the right answer to another question.
+
+    Raises:
+        ValueError: no such kind, or all words are the same, so that there is no other order.
+    """
+    words = answer.split()
+    if kind == "other":
+        return other
+    if kind == "truncated":
+        return " ".join(words[: max(1, draw.randrange(len(words) // 4, len(words) // 2 + 1))])
+    if kind == "repeated":
+        few = words[: draw.randrange(2, 4)]
+        repeated = (few * len(words))[: len(words) + 1]
+        return " ".join(repeated if repeated[:-1] == words else repeated[:-1])
+    if kind != "shuffled":
+        raise ValueError(f"unknown kind {kind!r}: use one of {', '.join(KINDS)}")
+    if len(set(words)) < 2:
+        raise ValueError(f"{answer!r} has no other order of words")
+    mixed = list(words)
+    while mixed == words:
+        draw.shuffle(mixed)
+    return " ".join(mixed)
+
+
+def _hub_rows(
+    dataset: str, config: str | None, split: str, revision: str | None, report: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """The rows of a data set of the hub, at the commit that `report` gets.
+
+    Raises:
+        UserError: the hub cannot be reached, or has no such data set, configuration or split.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset):
+        raise UserError(f"--data hub:{dataset}: write it as hub:OWNER/NAME, such as hub:Anthropic/hh-rlhf")
+    from datasets import load_dataset  # here, because it takes seconds that local files need not wait for
+    from huggingface_hub import HfApi
+
+    try:
+        report["commit"] = HfApi().dataset_info(dataset, revision=revision, timeout=30).sha
+        yield from load_dataset(dataset, config, split=split, revision=report["commit"], streaming=True)
+    except Exception as error:  # whatever its HTTP client, the proxy or the server say
+        reason = one_line(error)[:300] or type(error).__name__
+        raise UserError(
+            f"{dataset} could not be read from the hub ({reason}): run the same command again when it can be, or "
+            f"download a .parquet or .jsonl file of https://huggingface.co/datasets/{dataset} and use --data FILE"
+        ) from None
