@@ -327,8 +327,9 @@ class Tuning:
         if better or self.options.keep == "last":
             minutes = {"step": self.loop.step, "minutes": self.progress.minutes, "finished": True}
             self.task.save(self.options.run / "model", self.made_by | {"metrics": self.figures | minutes})
+        note = ", ".join(shown.split(", ")[:4])  # there is room for a line
         curves = metric_curves(self.metrics.path, training="loss", validation="validation_loss")
-        save_curves(self.options.run / "loss.png", curves, self.options.run.name, "step", "loss (nats)", shown)
+        save_curves(self.options.run / "loss.png", curves, self.options.run.name, "step", "loss (nats)", note)
         for plot in self.plots:
             curves = metric_curves(self.metrics.path, **plot.curves)
             save_curves(self.options.run / plot.file, curves, self.options.run.name, "step", plot.y_label)
