@@ -1065,6 +1065,5 @@ print(inspect.getsource(warmup_stable_decay))
 # Decay Regularization* · Jordan et al. 2024, *Muon* · Zhao et al. 2024, *GaLore* · Loshchilov and Hutter 2017, *SGDR*
 # (cosine) · Hu et al. 2024, *MiniCPM*, section 4 (warm-up, stable, decay).
 #
-# **The next question.** We tuned the rates on a model of 133 thousand weights in seconds. Nobody can do that with a
-# thousand times as many. Does the best rate of a small model hold for a wide one? Notebook 19,
-# `19_width_and_learning_rate`.
+# **The next question.** An optimiser keeps one or two numbers for each weight, and a step keeps much more besides. What
+# holds the memory of a training run, and which of it can go? Notebook 15, `15_precision_and_memory`.

@@ -964,5 +964,5 @@ print(inspect.getsource(fit_cells))
 # Chinchilla Scaling Laws* · Porian et al. 2024, *Resolving Discrepancies in Compute-Optimal Scaling of Language
 # Models* · McCandlish et al. 2018, *An Empirical Model of Large-Batch Training*.
 #
-# **The next question.** The law says what loss to expect. It does not say what the model can do. How does a model that
-# has learned to continue text come to answer a question? That is chapter 5, `finetuning`.
+# **The next question.** Every size had its own learning rate here, by a rule that was tried on small models. Does what is
+# tuned on a small model hold for a large one, which nobody can afford to tune? Notebook 19, `19_width_and_learning_rate`.
