@@ -9,8 +9,11 @@ several into each row of `context_length` tokens, and has to hide them from each
 
 So an example has the same logits in a packed row as alone, and the same gradient (Krell et al. 2021, section 3.2; the
 tests hold it to 1e-5). Which examples share a row is then a matter of cost alone. *Best-fit decreasing* takes the
-longest first and puts each where the least room is left: never more than 11/9 of the fewest rows (and one), mostly
-within a percent. It is a function of the lengths; among equal ones, and in the order of the rows, chance decides.
+longest first and puts each where the least room is left: never more than about 11/9 of the fewest rows (Johnson 1973).
+It is a function of the lengths; among equal ones, and in the order of the rows, chance decides.
+
+Neither wins always. Sorted by length, padding wastes as little, and a row of equal examples attends to less; packing
+makes all steps of one shape and about one number of tokens. What each fills up is said before the training begins.
 """
 
 from __future__ import annotations
