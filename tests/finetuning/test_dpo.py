@@ -198,6 +198,7 @@ def test_where_nothing_was_learned_the_loss_is_ln_2(kind, smoothing, start):
     logprobs = torch.randn(4, 2)
     rewards = loss.rewards(logprobs, logprobs, torch.ones(4, 2))
     torch.testing.assert_close(loss(rewards), torch.full((4,), start))
+    assert rewards.count_nonzero() == 0
     assert reward_figures(rewards)["accuracy"] == 0.5
 
 
