@@ -29,10 +29,9 @@ from tqdm import tqdm
 
 from finetuning.instruction.answer_metrics import distinct, exact_match, keeps_format, layout_marks, rouge_l
 from finetuning.instruction.answers_page import answers_page
+from finetuning.instruction.instructions import EMBEDDED, InstructionOptions, read_examples, split_examples
 from finetuning.instruction.judge import judge_from, win_rate
-from finetuning.instruction.preferences import PreferenceOptions
 from finetuning.instruction.prompt_format import FormatName, Message, PromptFormat
-from finetuning.instruction.records import read_records
 from gpt_model import GPT
 from gpt_model.generate import generate_tokens
 from gpt_model.pretrained import find_folder, load_model, load_tokenizer, origin
@@ -80,8 +79,8 @@ class Evaluate:
     models: tuple[str, ...] = ("runs/instruct/model",)
     """Model folders or names on the hub, the one to compare with in front."""
     data: str = "default"
-    """default: held-out questions about Python; or a .json, .jsonl or .parquet file of instruction, input and output,
-    or of messages that end with an answer: all of it is taken as held out."""
+    """default: the questions about Python that train_instruct.py holds out; or anything that its --data takes (a file,
+    a folder, the name of a data set on the hub), all of which is then asked."""
     max_questions: int = 100
     """Ask so many at most, drawn by --seed."""
     format: FormatName = "alpaca"
@@ -137,46 +136,15 @@ def read_questions(data: str, most: int, seed: int = 0) -> list[Question]:
     """The questions of a file, or the held-out ones of the embedded data; at most so many, drawn by `seed`.
 
     Raises:
-        UserError: no such file, or no question with an answer in it.
-        ValueError: a record is none; the message names it.
+        UserError: no such file, or no question with an answer in it; columns of other names.
+        ValueError: the file is damaged.
     """
-    if data == "default":
-        _, held_out, _ = PreferenceOptions().read()
-        found = [Question(pair.messages, pair.chosen) for pair in held_out]
-    else:
-        path = Path(data).expanduser()
-        if not path.is_file():
-            raise UserError(f"--data {data}: no such file; use default, or a .json, .jsonl or .parquet file")
-        read = (_question_of(record, f"{data}, record {i}") for i, record in enumerate(read_records(path), 1))
-        found = [question for question in read if question is not None]
-    if not found:
-        raise UserError(f"{data} holds no question with an answer")
+    options = InstructionOptions(data=EMBEDDED if data == "default" else data)
+    examples = read_examples(options)
+    if options.data == EMBEDDED:  # what train_instruct.py holds out, too, if it is not told otherwise
+        examples = split_examples(examples, options)["validation"]
+    found = [Question(example.question, example.answer) for example in examples]
     return found if len(found) <= most else random.Random(seed).sample(found, most)
-
-
-def _question_of(record: dict[str, Any], where: str) -> Question | None:
-    """A record as a question; None where the question or its answer is empty."""
-    if "messages" in record:
-        messages = record["messages"]
-        fine = isinstance(messages, list) and len(messages) > 1 and all(isinstance(m, dict) for m in messages)
-        if not fine or any(not isinstance(m.get("content"), str) or "role" not in m for m in messages):
-            raise ValueError(f"{where}: messages is {str(messages)[:80]!r}, not a list with a role and a content each")
-        if messages[-1]["role"] != "assistant":
-            raise ValueError(f"{where}: the last message is no answer: its role is {messages[-1]['role']!r}")
-        asked = tuple(Message(role=m["role"], content=m["content"]) for m in messages[:-1])
-        reference = messages[-1]["content"]
-    else:
-        parts = [record.get(column) or "" for column in ("instruction", "input", "output")]
-        if "instruction" not in record or "output" not in record or not all(isinstance(p, str) for p in parts):
-            raise ValueError(
-                f"{where} has the columns {', '.join(map(str, record)) or 'none'}: texts called instruction, input and "
-                "output are needed, or messages"
-            )
-        instruction, more, reference = parts
-        asked = (Message(role="user", content=f"{instruction}\n\n### Input:\n{more}" if more else instruction),)
-    if not reference.strip() or not "".join(m["content"] for m in asked).strip():
-        return None
-    return Question(asked, reference)
 
 
 # --- one model

@@ -35,6 +35,7 @@ from finetuning.instruction.evaluate import (
     read_questions,
     reference_figures,
 )
+from finetuning.instruction.instructions import InstructionOptions, read_examples, split_examples
 from finetuning.instruction.judge import Judge, compare, comparison, judge_from, parse_verdict, win_rate
 from finetuning.instruction.prompt_format import Message, PromptFormat
 from gpt_model import GPT, GPTConfig, load_model
@@ -222,19 +223,25 @@ def test_records_of_both_shapes_become_questions(tmp_path):
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        ({"question": "q", "answer": "a"}, "record 1 has the columns question, answer"),
-        ({"instruction": "q"}, "record 1 has the columns"),
-        ({"instruction": 3, "output": "a"}, "texts called instruction"),
-        ({"messages": [{"role": "user", "content": "q"}]}, "not a list"),
-        ({"messages": [{"role": "assistant", "content": "q"}, {"role": "user", "content": "q"}]}, "is no answer"),
-        ({"instruction": "", "output": "a"}, "holds no question"),
+        ({"question": "q", "answer": "a"}, "has the columns question, answer"),
+        ({"instruction": 3, "output": "a"}, "is 3, not a text"),
+        ({"messages": [{"role": "user", "content": "q"}]}, "holds no example with a question and an answer"),
+        ({"instruction": "", "output": "a"}, "holds no example with a question and an answer"),
     ],
 )
 def test_wrong_records_are_named(tmp_path, record, words):
     path = tmp_path / "q.json"
     path.write_text(json.dumps([record]))
-    with pytest.raises((UserError, ValueError), match=words):
+    with pytest.raises(UserError, match=words):
         read_questions(str(path), 10)
+
+
+def test_the_default_asks_what_no_training_saw():
+    options = InstructionOptions()
+    sides = split_examples(read_examples(options), options)
+    asked = {q.text for q in read_questions("default", 10**9)}
+    assert len(asked) == len(sides["validation"])
+    assert not asked & {Question(e.question, e.answer).text for e in sides["train"]}
 
 
 def test_real_instructions_are_read(data_folder):
