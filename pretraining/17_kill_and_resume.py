@@ -1056,5 +1056,5 @@ temporary.cleanup()
 # estimate of the optimum checkpoint interval for restart dumps* · Chowdhery et al. 2022, *PaLM*, section 5.1 ·
 # Loshchilov and Hutter 2019 (AdamW).
 #
-# **The next question.** A run survives now, however long it takes. But what is worth days of computing? How large should
-# a model be for them, and how many tokens should it read? Notebook 18, `18_scaling_laws`.
+# **The next question.** A run survives now, however long it takes. But what is worth days of computing? How large
+# should a model be for them, and how many tokens should it read? Notebook 18, `18_scaling_laws`.

@@ -964,5 +964,6 @@ print(inspect.getsource(fit_cells))
 # Chinchilla Scaling Laws* · Porian et al. 2024, *Resolving Discrepancies in Compute-Optimal Scaling of Language
 # Models* · McCandlish et al. 2018, *An Empirical Model of Large-Batch Training*.
 #
-# **The next question.** Every size had its own learning rate here, by a rule that was tried on small models. Does what is
-# tuned on a small model hold for a large one, which nobody can afford to tune? Notebook 19, `19_width_and_learning_rate`.
+# **The next question.** Every size had its own learning rate here, by a rule that was tried on small models. Does what
+# is tuned on a small model hold for a large one, which nobody can afford to tune? Notebook 19,
+# `19_width_and_learning_rate`.
