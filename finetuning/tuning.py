@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -31,7 +30,14 @@ from finetuning.lora import LoRA
 from gpt_model import GPT
 from pretraining.distributed import Ranks, add_up
 from pretraining.optimizers import GaLore, OptimizerName, make_optimizers
-from pretraining.run_options import RunOptions, refuse_another_run, trackers_of
+from pretraining.run_options import (
+    RunOptions,
+    alone_with,
+    discard_older_checkpoints,
+    go_on,
+    refuse_another_run,
+    trackers_of,
+)
 from pretraining.training_loop import Ending, Hooks, LoopOptions, Objective, Step, TrainingLoop
 from utils.devices import describe_device
 from utils.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
@@ -228,8 +234,6 @@ class Tuning:
         refuse_another_run(options)
         if ranks.is_first:
             require_writable(options.run)
-            if options.resume == "no":
-                shutil.rmtree(options.run / "checkpoints", ignore_errors=True)
         self.progress = _Progress()
         self.figures: dict[str, float] = {}
         self.metrics: MetricsLog | None = None  # on rank 0, from the first step on
@@ -245,10 +249,14 @@ class Tuning:
             Hooks(self.on_step, self.evaluate, state=self.state, restore=self.restore, say=self.say),
             options.run / "checkpoints",
         )
-        self.resumed = options.resume == "auto" and self.loop.resume()
+        self.resumed = go_on(options, self.loop)
 
     def train(self) -> Ending:
         """The run, from where it is to its end."""
+        with alone_with(self.options, self.ranks):
+            return self._train()
+
+    def _train(self) -> Ending:
         o, loop = self.options, self.loop
         trained = sum(p.numel() for p in self.task.model.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.task.model.parameters())
@@ -259,6 +267,8 @@ class Tuning:
             trackers = trackers_of(o, loop.step)
             self.metrics = MetricsLog(o.run / "metrics.jsonl", self.progress.metrics, trackers)
             write_json(o.run / "config.json", self.made_by)
+            if not self.resumed:
+                discard_older_checkpoints(o)
         per_epoch = self.task.examples.steps_per_epoch
         self.say(f"{trained:,} of {total:,} parameters learn, on {describe_device(self.ranks.device, o.precision)}")
         self.say(f"{o.steps:,} steps of {o.batch_size} rows, {o.steps / per_epoch:.1f} epochs")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import shlex
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +31,15 @@ from pretraining.distributed import Ranks, join_ranks, whole_weights
 from pretraining.model_options import ModelOptions, make_model
 from pretraining.optimizers import GaLore, OptimizerName, make_optimizers, state_bytes
 from pretraining.run_folder import RunFolder
-from pretraining.run_options import RunOptions, refuse_another_run, trackers_of
+from pretraining.run_options import (
+    RunOptions,
+    alone_with,
+    discard_older_checkpoints,
+    go_on,
+    refuse_another_run,
+    require_same_data,
+    trackers_of,
+)
 from pretraining.training_loop import Ending, Hooks, LoopOptions, NextToken, Step, TrainingLoop, flops_per_token
 from utils.devices import describe_device, peak_flops, products_dtype
 from utils.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError, run_command
@@ -195,6 +202,7 @@ class Pretraining:
         refuse_another_run(options, _MAY_CHANGE)
         options.parts(ranks.size)
         self.shards = TokenShards.open(options.data, options.tokenizer)
+        require_same_data(options, sha256_of(self.shards.folder / MANIFEST))
         if ranks.is_first:
             self.shards.verify()
             require_writable(options.run)
@@ -211,8 +219,6 @@ class Pretraining:
         self.run: RunFolder | None = None  # on rank 0, from the first step on
         self.run_state: dict[str, Any] = {}
         checkpoints = options.run / "checkpoints"
-        if options.resume == "no" and ranks.is_first:
-            shutil.rmtree(checkpoints, ignore_errors=True)
         self.loop = TrainingLoop(
             NextToken(self.model, options.chunk_tokens),
             self.model,
@@ -225,12 +231,18 @@ class Pretraining:
             checkpoints,
         )
         self.matrices = matrices_of(self.model)
-        self.resumed = options.resume == "auto" and self.loop.resume()
+        self.resumed = go_on(options, self.loop)
 
     def train(self) -> Ending:
         """The run, from where it is to its end."""
+        with alone_with(self.options, self.ranks):
+            return self._train()
+
+    def _train(self) -> Ending:
         if self.ranks.is_first:
             self.run = self._open_folder()
+            if not self.resumed:
+                discard_older_checkpoints(self.options)
         self._say_what_comes()
         hidden = None if self.ranks.is_first else True
         self.bar = tqdm(desc="pretraining", unit="step", disable=hidden, dynamic_ncols=True, **self._progress())

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from pretraining.distributed import Ranks
+from pretraining.training_loop import TrainingLoop
 from utils.checkpoints import find_checkpoints
 from utils.errors import UserError
-from utils.files import read_json
+from utils.files import alone_in, read_json
 from utils.tracking import Tracker, tensorboard_tracker, wandb_tracker
 
 
@@ -34,6 +39,7 @@ class RunOptions:
     """auto, cpu, cuda, cuda:1 or mps."""
 
 
+_OF_A_RUN = ("metrics.jsonl", "config.json", "checkpoints", "model")
 # What may differ when a run goes on: how fast, how often and whereto, not what is learned.
 _MAY_CHANGE = {
     "run", "resume", "overwrite", "device", "micro_batch_size", "compile", "checkpoint_activations", "chunk_tokens",
@@ -51,18 +57,15 @@ def refuse_another_run(options: RunOptions, may_change: Collection[str] = ()) ->
     Raises:
         UserError: another run is there, or the same with other settings.
     """
-    if options.resume == "no":
-        if (options.run / "metrics.jsonl").exists() and not options.overwrite:
-            raise UserError(
-                f"{options.run} holds a run already: go on with --resume auto, choose another folder with --run, or "
-                "pass --overwrite"
-            )
+    if options.resume == "no" or not find_checkpoints(options.run / "checkpoints"):
+        there = [name for name in _OF_A_RUN if (options.run / name).exists()]
+        if there and not options.overwrite:
+            how = "go on with --resume auto, choose another folder with --run, or pass --overwrite"
+            if options.resume == "auto":
+                how = "it has no checkpoints to go on from: choose another folder with --run, or pass --overwrite"
+            raise UserError(f"{options.run} holds a run already ({there[0]}): {how}")
         return
-    if not find_checkpoints(options.run / "checkpoints"):
-        if (options.run / "metrics.jsonl").exists() and not options.overwrite:
-            raise UserError(f"{options.run} holds a run without checkpoints: pass --overwrite to begin it anew")
-        return
-    before = read_json(options.run / "config.json")["options"]
+    before = config_of_run(options.run)["options"]
     now = json.loads(json.dumps(asdict(options), default=str))  # as it was written: tuples become lists
     for name, value in now.items():
         if name in _MAY_CHANGE or name in may_change:
@@ -72,6 +75,72 @@ def refuse_another_run(options: RunOptions, may_change: Collection[str] = ()) ->
                 f"{options.run} was trained with --{name.replace('_', '-')} {before.get(name)}, not {value}: "
                 "go on with that, or choose another folder with --run"
             )
+
+
+def config_of_run(run: Path) -> dict[str, Any]:
+    """What config.json says of a run.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = run / "config.json"
+    config = read_json(path) if path.is_file() else None
+    if not isinstance(config, dict) or not isinstance(config.get("options"), dict):
+        state = "is missing" if config is None else "is damaged: it has no options"
+        raise UserError(f"{path} {state}: without it nobody can tell whether the run may go on; pass --overwrite")
+    return config
+
+
+def require_same_data(options: RunOptions, manifest_sha256: str) -> None:
+    """A run that goes on must learn from the tokens that it began with; their folder may have moved.
+
+    Raises:
+        UserError: the manifest of the shards is another.
+    """
+    if options.resume == "no" or not find_checkpoints(options.run / "checkpoints"):
+        return
+    before = (config_of_run(options.run).get("data") or {}).get("manifest_sha256")
+    if before is not None and before != manifest_sha256:
+        raise UserError(
+            f"{options.run} was trained on other tokens (their manifest.json is another): pass the folder that it "
+            "began with as --data, or choose another --run"
+        )
+
+
+def go_on(options: RunOptions, loop: TrainingLoop) -> bool:
+    """Takes `loop` to the newest whole checkpoint, if the run is to go on; whether there was one. For every rank.
+
+    Raises:
+        UserError: there are checkpoints, and all of them are damaged.
+        ValueError: it is of another model or of other optimisers.
+    """
+    if options.resume == "no":
+        return False
+    if loop.resume():
+        return True
+    if find_checkpoints(loop.folder) and not options.overwrite:
+        raise UserError(
+            f"all checkpoints in {loop.folder} are damaged, and nothing is begun anew unasked: pass --overwrite for "
+            "that, or choose another folder with --run"
+        )
+    return False
+
+
+def alone_with(options: RunOptions, ranks: Ranks) -> AbstractContextManager[None]:
+    """Around a run: nobody else may write to its folder meanwhile.
+
+    Raises:
+        ValueError: another process writes there.
+    """
+    if not ranks.is_first:
+        return contextlib.nullcontext()
+    options.run.mkdir(parents=True, exist_ok=True)
+    return alone_in(options.run)
+
+
+def discard_older_checkpoints(options: RunOptions) -> None:
+    """Makes room for the checkpoints of a run that does not go on; for rank 0, once nothing can be refused any more."""
+    shutil.rmtree(options.run / "checkpoints", ignore_errors=True)
 
 
 def trackers_of(options: RunOptions, step: int) -> list[Tracker]:

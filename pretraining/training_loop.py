@@ -23,6 +23,7 @@ and passes over the batches that led there (Chowdhery et al. 2022, section 5.1),
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import signal
 import time
@@ -58,6 +59,7 @@ from pretraining.schedules import ScheduleName, learning_rate_scale
 from utils.checkpoints import (
     Checkpoint,
     begin_checkpoint,
+    find_checkpoints,
     finish_checkpoint,
     load_tree,
     newest_whole,
@@ -355,6 +357,8 @@ class TrainingLoop:
         self.best = math.inf
         """The lowest validation loss."""
         self.rewound = 0
+        self.came_back_to: int | None = None
+        """The step of the checkpoint that the last rewind went to."""
 
     # --- the run
 
@@ -488,14 +492,25 @@ class TrainingLoop:
         failed, step, self.rewound = self.step + self.skipped, self.step + 1, self.rewound + 1
         if self.rewound > self.options.rewinds:
             raise UserError(
-                f"diverged at step {step}: {problem}. The last good checkpoint is in {self.folder}: "
-                "go on from it with a lower --learning-rate"
+                f"diverged at step {step}: {problem}; going back did not help {self.options.rewinds} times. Begin "
+                f"anew with a lower --learning-rate or a longer --warmup; the checkpoints are in {self.folder}"
             )
+        if self.step == self.came_back_to:  # not one step further: the weights in that checkpoint are broken already
+            self._set_newest_aside()
         if not self.resume():
             raise UserError(f"diverged at step {step}: {problem}, and there is no whole checkpoint in {self.folder}")
+        self.came_back_to = self.step
         self.skipped = failed + 1 - self.step
         if self.ranks.is_first:
             self.hooks.say(f"warning: {problem} at step {step}; back to step {self.step}, past {self.skipped} batches")
+
+    def _set_newest_aside(self) -> None:
+        """Gives the newest checkpoint another name, by which it is not found, if there is one before it."""
+        if self.ranks.is_first:
+            newest, *before = find_checkpoints(self.folder)
+            if before:
+                os.replace(newest.folder, newest.folder.with_name(f"diverged-{newest.folder.name}"))
+        wait_for_all(self.ranks)
 
     # --- checkpoints
 

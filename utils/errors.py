@@ -90,9 +90,10 @@ def one_line(error: Exception) -> str:
     """What to print for `error`: its own words for a `UserError` or `ValueError`, plain ones for the disk's errors."""
     if isinstance(error, OSError) and error.errno is not None:
         where = f" ({error.filename})" if error.filename else ""
+        again = "free some space and run the same command again, with --resume auto if it has that"
         advice = {
-            errno.ENOSPC: f"the disk is full{where}: free some space and run the same command again",
-            errno.EDQUOT: f"the disk quota is used up{where}: free some space and run the same command again",
+            errno.ENOSPC: f"the disk is full{where}: {again}",
+            errno.EDQUOT: f"the disk quota is used up{where}: {again}",
             errno.EACCES: f"permission denied{where}: choose a folder that you may write to, or change its permissions",
             errno.EPERM: f"not permitted{where}: choose another folder, or change its permissions",
             errno.EROFS: f"the file system is read-only{where}: choose a folder that you may write to",

@@ -118,11 +118,11 @@ def resume_folder(folder: Path | str, marker: str, owned: Collection[str], key: 
     staging = folder.with_name(f".{folder.name}.part.{key}")
     for stale in folder.parent.glob(f".{glob.escape(folder.name)}.part.*"):
         if stale != staging:
-            with _alone_in(stale):
+            with alone_in(stale):
                 print(f"Removing what a run with other settings left unfinished: {stale}")
                 shutil.rmtree(stale, ignore_errors=True)
     staging.mkdir(exist_ok=True)
-    with _alone_in(staging):
+    with alone_in(staging):
         try:
             yield staging
             _take_place(staging, folder)
@@ -133,7 +133,7 @@ def resume_folder(folder: Path | str, marker: str, owned: Collection[str], key: 
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[None]:
     """Keeps other processes out of the same block; a process that dies lets go. Windows has no such lock for folders.
 
     Raises:

@@ -38,7 +38,7 @@ class MetricsLog:
     def __init__(self, path: Path | str, keep_bytes: int = 0, trackers: Sequence[Tracker] = ()) -> None:
         self.path, self.trackers = Path(path), trackers
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = self.path.read_bytes()[:keep_bytes] if keep_bytes else b""
+        kept = self.path.read_bytes()[:keep_bytes] if keep_bytes and self.path.is_file() else b""
         self.path.write_bytes(kept)
 
     def log(self, **figures: float | int | str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pretraining.pretrain import PRESETS, Pretrain
 from tests.conftest import ROOT, assert_one_clear_line
 from utils.checkpoints import find_checkpoints
 from utils.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
+from utils.files import alone_in
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 from working_with_text_data.corpora import Document, Split
 from working_with_text_data.token_shards import write_shards
@@ -206,3 +208,49 @@ def test_presets_have_the_shapes_they_name():
     assert (small.n_layer, small.n_head, small.d_model) == (12, 12, 768)
     assert (medium.n_layer, medium.n_head, medium.d_model) == (24, 16, 1024)
     assert all(isinstance(preset, Pretrain) and preset.preset == name for name, preset in PRESETS.items())
+
+
+def test_what_is_refused_loses_nothing(run, tokens, tmp_path):
+    """Wrong flags beside --overwrite, a run without its log, damaged checkpoints: all is there afterwards."""
+    folder = tmp_path / "run"
+    ours = ("--data", tokens, "--run", folder, *TINY, "--steps", 6, "--checkpoint-every", 2)
+    assert run(PRETRAIN, *ours).returncode == 0
+
+    def contents():
+        return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+    before = contents()
+    assert_one_clear_line(run(PRETRAIN, *ours, "--overwrite", "--optimizer", "galore-adamw8bit"), "CUDA")
+    no_key = {"WANDB_API_KEY": "", "HOME": str(tmp_path)}
+    assert_one_clear_line(run(PRETRAIN, *ours, "--overwrite", "--wandb", "online", **no_key), "wandb")
+    assert contents() == before
+    (folder / "metrics.jsonl").unlink()
+    assert_one_clear_line(run(PRETRAIN, *ours), "holds a run already", "config.json")
+    assert run(PRETRAIN, *ours, "--resume", "auto").returncode == 0  # the log begins anew, the run is whole
+    for state in folder.glob("checkpoints/*/state.safetensors"):
+        state.write_bytes(state.read_bytes()[:-1] + b"\xff")
+    assert_one_clear_line(run(PRETRAIN, *ours, "--resume", "auto"), "all checkpoints", "--overwrite")
+    assert find_checkpoints(folder / "checkpoints")
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    assert_one_clear_line(run(PRETRAIN, *ours, "--resume", "auto"), "config.json is damaged")
+    (folder / "config.json").unlink()
+    assert_one_clear_line(run(PRETRAIN, *ours, "--resume", "auto"), "config.json is missing")
+
+
+def test_a_run_goes_on_with_its_own_tokens_alone(run, tokens, tmp_path):
+    ours = ("--run", tmp_path / "run", *TINY, "--steps", 4)
+    assert run(PRETRAIN, "--data", tokens, *ours).returncode == 0
+    shutil.copytree(tokens, tmp_path / "moved")
+    assert run(PRETRAIN, "--data", tmp_path / "moved", *ours, "--resume", "auto").returncode == 0
+    manifest = tmp_path / "moved" / "manifest.json"
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace("test", "other"), encoding="utf-8")
+    done = run(PRETRAIN, "--data", tmp_path / "moved", *ours, "--resume", "auto")
+    assert_one_clear_line(done, "on other tokens")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no lock for folders")
+def test_two_runs_do_not_write_to_one_folder(run, tokens, tmp_path):
+    ours = ("--data", tokens, "--run", tmp_path, *TINY, "--steps", 4)
+    with alone_in(tmp_path):
+        assert_one_clear_line(run(PRETRAIN, *ours), "another process is writing")
+    assert run(PRETRAIN, *ours).returncode == 0

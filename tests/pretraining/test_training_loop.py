@@ -237,6 +237,25 @@ def test_who_diverges_again_and_again_is_stopped_in_one_line(tmp_path):
     assert find_checkpoints(tmp_path)[0].damage() is None
 
 
+def test_a_checkpoint_of_broken_weights_is_set_aside(tmp_path):
+    """What breaks the weights at the very step of a checkpoint is in it, and going back there is no help."""
+    loop, _, said = make_loop(tmp_path, checkpoint_every=3, steps=8, keep_last=5)
+    spoiled: list[bool] = []
+
+    def spoil(step):
+        if loop.step == 3 and not spoiled:
+            spoiled.append(True)
+            with torch.no_grad():
+                next(loop.model.parameters())[0] = math.nan
+
+    loop.hooks.on_step = spoil
+    assert loop.run() == "finished"
+    assert ["back to step 3" in said[0], "back to step 0" in said[1], len(said)] == [True, True, 2]
+    assert (tmp_path / "diverged-step-00000003").is_dir()  # nothing is thrown away
+    assert all(torch.isfinite(p).all() for p in loop.model.parameters())
+    assert [c.step for c in find_checkpoints(tmp_path)] == [8, 6, 3, 0]
+
+
 # --- parts
 
 
