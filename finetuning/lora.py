@@ -9,7 +9,7 @@ is trained by A and B alone: r · (in + out) numbers in place of in · out. A be
 first nothing is changed. Afterwards (alpha / r) · B A is added to W once and for all (`merge_lora`), and the model is
 as fast as it was; or A and B alone are kept, some megabytes for each task beside one large model (`save_adapter`).
 
-The factor alpha / r keeps the size of a step about the same when r changes, so the learning rate need not.
+The factor alpha / r keeps what a first step changes about the same when r changes, so the learning rate need not.
 """
 
 from __future__ import annotations

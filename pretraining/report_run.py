@@ -27,7 +27,7 @@ class ReportRun:
     """The flags of this script."""
 
     run: Path = Path("runs/demo")
-    """A run folder that pretrain_simple.py wrote."""
+    """A run folder that pretrain_simple.py or pretrain.py wrote."""
     name: str = "demo"
     """What the run is called in tables and file names."""
     out: Path = RESULTS
@@ -64,6 +64,8 @@ def last_sample(run: Path) -> str:
 
 
 def main(options: ReportRun) -> None:
+    if not options.name or Path(options.name).name != options.name:
+        raise UserError(f"--name {options.name!r} must be the name of a file, without a folder")
     if not (options.run / "model" / "scratchbook.json").is_file():
         raise UserError(f"{options.run} is not a finished run: train one with pretraining/pretrain_simple.py")
     figures = read_json(options.run / "model" / "scratchbook.json")

@@ -8,8 +8,8 @@ python finetuning/classification/train_baselines.py --data aclImdb_v1.tar.gz
     logistic regression    a weight for each word, on counts (bag of words) and on TF-IDF
     linear SVM             the same with another loss, which does not care for what is right by a margin
 
-TF-IDF is a word's count in the text, dampened, times the logarithm of how rare it is in all texts: *the* is worth
-nothing. Bigrams (*not good*) are words too. Each classifier has its few settings searched on the validation split; the
+TF-IDF is a word's count in the text, dampened, times the logarithm of how rare it is in all texts: *the* weighs least.
+Bigrams (*not good*) are words too. Each classifier has its few settings searched on the validation split; the
 best setting then learns from training and validation together, and is measured on the test split, once.
 
 All of it is scikit-learn's: nothing here is what this project teaches, and it does it well.

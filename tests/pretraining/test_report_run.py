@@ -48,4 +48,7 @@ def test_an_unfinished_run_has_no_figures(run, tmp_path):
     (tmp_path / "model" / "scratchbook.json").write_text('{"metrics": {"interrupted": true}}', encoding="utf-8")
     done = run("pretraining/report_run.py", "--run", tmp_path, "--out", tmp_path / "out")
     assert_one_clear_line(done, "did not come to its end")
+    for name in ("", "../evil", "a/b"):
+        done = run("pretraining/report_run.py", "--run", tmp_path, "--out", tmp_path / "out", "--name", name)
+        assert_one_clear_line(done, "must be the name of a file")
     assert not (tmp_path / "out").exists()
