@@ -6,7 +6,8 @@ A trial is a run of `pretrain.py` with some settings drawn: at first at random, 
 Bergstra et al. 2011). One that is worse than the middle of the others at the same number of tokens is given up.
 
 What is known of all trials lies in a SQLite file. The same command goes on where it stopped, and started several times
-at once it makes several workers of one study. A trial whose worker was killed is tried once more by another.
+at once it makes several workers of one study. A trial that Ctrl-C stopped is begun again by the next worker; one whose
+worker was killed is tried once more, a minute after its last sign of life.
 
 The loss that decides is the validation loss, so the best of many is a little better than it deserves: score what you
 report on text that the search has not seen.
@@ -18,18 +19,31 @@ import dataclasses
 import json
 import math
 import shlex
+import signal
+import sys
+import time
+import warnings
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pretraining.distributed import join_ranks
 from pretraining.pretrain import PRESETS, Pretrain, Pretraining
-from utils.errors import UserError, run_command
+from utils.errors import EXIT_TERMINATED, UserError, one_line, run_command
 from utils.files import require_writable, write_json
 from utils.readme_tables import markdown_table
 
 if TYPE_CHECKING:
     import optuna
+
+_SIGN_OF_LIFE, _DEAD_AFTER = 10, 60  # seconds: from one to the next, and without one until a worker counts as killed
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came. Optuna ends a trial in order at a KeyboardInterrupt, and this is one."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +147,7 @@ def run_trial(sweep: Sweep, ranges: list[Range], trial: optuna.Trial) -> float:
     """Trains with what the trial draws, and gives the last validation loss; gives up where others were better."""
     import optuna
 
+    trial.study.sampler = sampler_of(sweep.seed, trial.number)
     drawn = {one.name: one.draw(trial) for one in ranges}
     last = math.inf
 
@@ -143,34 +158,99 @@ def run_trial(sweep: Sweep, ranges: list[Range], trial: optuna.Trial) -> float:
         if trial.should_prune():
             raise optuna.TrialPruned()
 
-    print(f"\nTrial {trial.number}: {', '.join(f'{name} {value}' for name, value in drawn.items())}")
-    with join_ranks(sweep.device) as ranks:
-        ending = Pretraining(options_of(sweep, drawn, trial.number), ranks, report).train()
-    if ending != "finished":
-        raise KeyboardInterrupt
+    print(f"\nTrial {trial.number}: {', '.join(f'{name} {value}' for name, value in drawn.items())}", flush=True)
+    try:
+        with join_ranks(sweep.device) as ranks:
+            ending = Pretraining(options_of(sweep, drawn, trial.number), ranks, report).train()
+        if ending != "finished":
+            raise Terminated if ending == "terminated" else KeyboardInterrupt
+    except KeyboardInterrupt:
+        try_again(trial.study, trial.study.get_trials()[trial.number], times=None)
+        raise
+    except (UserError, ValueError) as error:
+        print(f"Trial {trial.number} failed: {one_line(error)}")
+        raise
     return last
+
+
+def sampler_of(seed: int, number: int) -> optuna.samplers.TPESampler:
+    """Draws one trial. With a seed of its own, no trial repeats another's draws, whichever worker draws it and when."""
+    import optuna
+
+    drawn = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+    return optuna.samplers.TPESampler(seed=drawn, constant_liar=True)
+
+
+def try_again(study: optuna.Study, trial: optuna.trial.FrozenTrial, times: int | None = 1) -> None:
+    """Puts a trial that did not come to its end in the queue once more, if that was not done so many times before."""
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=times)(study, trial)
 
 
 def open_study(sweep: Sweep) -> optuna.Study:
     """The study of that name, as far as it is."""
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are tracebacks of failed trials
     folder = require_writable(sweep.folder / sweep.study)
     folder.mkdir(parents=True, exist_ok=True)
-    storage = optuna.storages.RDBStorage(
-        f"sqlite:///{(folder / 'study.db').resolve()}",
-        engine_kwargs={"connect_args": {"timeout": 60}},
-        heartbeat_interval=30,
-        failed_trial_callback=optuna.storages.RetryFailedTrialCallback(max_retry=1),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # signs of life are
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{(folder / 'study.db').resolve()}",
+            engine_kwargs={"connect_args": {"timeout": 60}},
+            heartbeat_interval=_SIGN_OF_LIFE,
+            grace_period=_DEAD_AFTER,
+            heartbeat_stale_trial_callback=try_again,
+        )
     return optuna.create_study(
         storage=storage,
         study_name=sweep.study,
         load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(seed=sweep.seed, constant_liar=True),
+        sampler=sampler_of(sweep.seed, 0),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
     )
+
+
+def begun(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """The trials that count: those that ended or failed, and those under way. What is tried again counts once."""
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)  # and put them in the queue
+    trials = study.get_trials(deepcopy=False)
+    again = {number for trial in trials for number in trial.system_attrs.get("retry_history", [])}
+    long_ago = datetime.now() - timedelta(seconds=_DEAD_AFTER)
+    return [
+        trial
+        for trial in trials
+        if trial.number not in again
+        and trial.datetime_start is not None  # None is one in the queue
+        # A worker that was killed before it drew anything gave no sign of life that could be missing.
+        and (trial.state.is_finished() or trial.params or trial.datetime_start > long_ago)
+    ]
+
+
+def search(sweep: Sweep, ranges: list[Range], study: optuna.Study) -> None:
+    """Works on the study's trials until all are done, by this worker and the others."""
+    waits_for: list[int] = []
+    while True:
+        trials = begun(study)
+        under_way = [trial.number for trial in trials if not trial.state.is_finished()]
+        if len(trials) < sweep.trials:
+            # What diverges, or is a shape that cannot be, is a failed trial, and the search goes on.
+            study.optimize(lambda trial: run_trial(sweep, ranges, trial), n_trials=1, catch=(UserError, ValueError))
+        elif under_way:
+            if under_way != waits_for:
+                print(f"Waiting for trials {under_way} of other workers; what was killed begins again in a minute")
+            waits_for = under_way
+            time.sleep(1)
+        else:
+            return
 
 
 def wandb_configuration(sweep: Sweep, ranges: list[Range]) -> dict[str, Any]:
@@ -192,6 +272,10 @@ def wandb_configuration(sweep: Sweep, ranges: list[Range]) -> dict[str, Any]:
     }
 
 
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
 def main(sweep: Sweep) -> None:
     ranges = [read_range(text) for text in sweep.space]
     if sweep.wandb_sweep is not None:
@@ -202,10 +286,14 @@ def main(sweep: Sweep) -> None:
 
     options_of(sweep, {}, 0)
     study = open_study(sweep)
-    counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
-    while len(study.get_trials(deepcopy=False, states=counted)) < sweep.trials:
-        # What diverges, or is a shape that cannot be, is a failed trial, and the search goes on.
-        study.optimize(lambda trial: run_trial(sweep, ranges, trial), n_trials=1, catch=(UserError, ValueError))
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        search(sweep, ranges, study)
+    except KeyboardInterrupt as stop:
+        print("Stopped: the same command goes on, and begins this trial again")
+        if isinstance(stop, Terminated):
+            sys.exit(EXIT_TERMINATED)
+        raise
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not done:
         raise UserError("no trial came to its end: look at the messages above, and choose another --space")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
 
 import pytest
 
 from pretraining.compare_runs import curve, differing
-from pretraining.sweep import Range, Sweep, read_range, wandb_configuration
-from tests.conftest import assert_one_clear_line
+from pretraining.sweep import Range, Sweep, open_study, read_range, search, wandb_configuration
+from tests.conftest import ROOT, assert_one_clear_line
 from tests.pretraining.test_pretrain import TINY, tokens  # noqa: F401 - a fixture
-from utils.errors import UserError
+from utils.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
 
 
 def make_run(folder, losses, **options):
@@ -82,3 +88,82 @@ def test_a_study_goes_on_where_it_stopped(tokens, tmp_path, run):  # noqa: F811
     trials = json.loads((tmp_path / "s" / "trials.json").read_text())
     assert [trial["number"] for trial in trials] == [0, 1, 2]
     assert f"| {min(t['value'] for t in trials):.4f} |" in second.stdout
+
+
+def sweep_flags(tokens, folder, *flags):  # noqa: F811
+    shared = ("--data", tokens, "--folder", folder, "--study", "s", *TINY, "--diagnose-every", 0)
+    return (*shared, "--space", "learning_rate=log:0.001:0.1", *flags)
+
+
+def stop_first_trial(tokens, folder, number, *flags):  # noqa: F811
+    """Starts a search, sends the signal when the first trial has taken steps; gives the exit status and the output."""
+    command = [sys.executable, ROOT / "pretraining/sweep.py", *sweep_flags(tokens, folder, *flags)]
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    log = folder / "s" / "trial-0000" / "metrics.jsonl"
+    while process.poll() is None and not (log.is_file() and log.read_text().count('"loss"') >= 2):
+        time.sleep(0.01)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=240)
+    return process.returncode, said
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, EXIT_INTERRUPTED), (signal.SIGTERM, EXIT_TERMINATED), (signal.SIGKILL, -signal.SIGKILL)],
+)
+def test_a_stopped_trial_is_begun_again(tokens, tmp_path, run, number, status):  # noqa: F811
+    returned, said = stop_first_trial(tokens, tmp_path, number, "--steps", 5000, "--trials", 1)
+    assert returned == status, said
+    assert "Traceback" not in said
+    assert "Warning" not in said
+    if number == signal.SIGKILL:  # as if a minute had passed
+        with sqlite3.connect(tmp_path / "s" / "study.db") as database:
+            database.execute("UPDATE trial_heartbeats SET heartbeat = '2001-01-01 00:00:00'")
+    done = run("pretraining/sweep.py", *sweep_flags(tokens, tmp_path, "--steps", 3, "--trials", 1))
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    trials = json.loads((tmp_path / "s" / "trials.json").read_text())
+    assert [trial["state"] for trial in trials] == ["FAIL", "COMPLETE"]
+    assert trials[0]["learning_rate"] == trials[1]["learning_rate"]
+
+
+def test_what_fails_counts_and_is_not_tried_again(tokens, tmp_path, run):  # noqa: F811
+    flags = sweep_flags(tokens, tmp_path, "--steps", 3, "--trials", 2)[:-5]
+    done = run("pretraining/sweep.py", *flags, "--trials", 2, "--space", "n_head=7,11")  # d_model is no multiple of it
+    assert_one_clear_line(done, "no trial came to its end")
+    assert done.stdout.count("failed: ") == 2
+    assert "n_head" in done.stdout.split("failed: ")[1]
+
+
+def test_no_two_trials_draw_the_same_and_a_stop_changes_nothing(tmp_path, monkeypatch):
+    def draws(folder, *parts):
+        drawn = []
+        for trials in parts:  # each opens the study anew, as the next start of the command does
+            sweep = Sweep(folder=folder, trials=trials)
+            monkeypatch.setattr("pretraining.sweep.Pretraining", lambda options, ranks, report: Quick(options, report))
+            search(sweep, [read_range("learning_rate=log:0.001:0.1")], open_study(sweep))
+        study = open_study(sweep)
+        drawn = [trial.params["learning_rate"] for trial in study.trials]
+        return drawn
+
+    class Quick:
+        """In place of training: the loss is the rate's distance from 0.01."""
+
+        def __init__(self, options, report):
+            self.options, self.report = options, report
+
+        def train(self):
+            self.report(1, abs(self.options.learning_rate - 0.01))
+            return "finished"
+
+    whole = draws(tmp_path / "whole", 14)
+    assert len(set(whole)) == 14
+    assert draws(tmp_path / "parts", 3, 7, 14) == whole
