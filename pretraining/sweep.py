@@ -15,6 +15,7 @@ report on text that the search has not seen.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -22,6 +23,7 @@ import shlex
 import signal
 import sys
 import time
+import typing
 import warnings
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -39,6 +41,11 @@ from utils.readme_tables import markdown_table
 if TYPE_CHECKING:
     import optuna
 
+# What is no setting of the training, or would make losses that do not compare.
+_SAME_FOR_ALL = {
+    "run", "resume", "overwrite", "preset", "data", "tokenizer", "from_model", "keep_last", "keep_best",
+    "eval_tokens", "all_at_end", "device", "tensorboard", "wandb", "wandb_project",
+}  # fmt: skip
 _SIGN_OF_LIFE, _DEAD_AFTER = 10, 60  # seconds: from one to the next, and without one until a worker counts as killed
 
 
@@ -99,37 +106,68 @@ def read_range(text: str) -> Range:
     """The range that one word after --space says.
 
     Raises:
-        UserError: it is none, or there is no such flag.
+        UserError: it is none, or its flag is not there, not to be searched, or takes no such values.
     """
     name, equals, what = text.partition("=")
     name = name.strip().lstrip("-").replace("-", "_")
-    known = {field.name for field in dataclasses.fields(Pretrain)}
-    if not equals or not what or name not in known:
+    types = typing.get_type_hints(Pretrain)
+    if not equals or not what or name not in types:
         raise UserError(f"--space {text}: write NAME=LOW:HIGH, NAME=log:LOW:HIGH or NAME=A,B,C, a flag of pretrain.py")
-    *kinds, low, high = what.split(":") if ":" in what else ("", "", "")
-    if not low:
-        return Range(name, choices=tuple(_value(name, word) for word in what.split(",")))
+    if name in _SAME_FOR_ALL:
+        raise UserError(f"--space {text}: --{name.replace('_', '-')} is the same for all trials: search another flag")
+    kind = types[name]
     try:
-        one = Range(name, float(low), float(high), log="log" in kinds, integer="int" in kinds)
-    except ValueError:
-        raise UserError(f"--space {text}: {low} and {high} must be numbers") from None
-    if set(kinds) - {"log", "int", ""} or not -math.inf < one.low < one.high < math.inf or (one.log and one.low <= 0):
-        raise UserError(f"--space {text}: the lower end comes first, and above 0 where it is log")
+        one = _range(name, kind, what) if ":" in what else _choices(name, kind, what)
+        for value in one.choices or (one.low, one.high):
+            Pretrain(**{name: value})
+    except (UserError, ValueError) as error:
+        raise UserError(f"--space {text}: {one_line(error)}") from None
     return one
 
 
-def _value(name: str, word: str) -> Any:
-    """A choice in the type that its flag has."""
-    default = getattr(Pretrain(), name)
+def _range(name: str, kind: Any, what: str) -> Range:
+    """The range LOW:HIGH, log:LOW:HIGH, int:LOW:HIGH or int:log:LOW:HIGH of a flag of this type."""
+    number = next((t for t in (int, float) if t in (kind, *typing.get_args(kind))), None)
+    if number is None:
+        raise UserError(f"--{name.replace('_', '-')} takes no numbers: write NAME=A,B,C")
+    *kinds, low, high = what.split(":")
+    if unknown := [word for word in kinds if word not in ("log", "int")]:
+        raise UserError(f"there is no kind of range {unknown[0]!r}: use log, int, both or none")
+    integer, log = number is int or "int" in kinds, "log" in kinds
     try:
-        if isinstance(default, bool):
-            return {"true": True, "false": False}[word.lower()]
-        if isinstance(default, int | float):
-            number = float(word)
-            return int(number) if number.is_integer() and isinstance(default, int) else number
-    except (ValueError, KeyError):
-        raise UserError(f"--space {name}: {word!r} is not what --{name.replace('_', '-')} takes") from None
-    return word
+        ends = float(low), float(high)
+    except ValueError:
+        raise UserError(f"{low!r} and {high!r} must be numbers") from None
+    if integer and not all(end.is_integer() for end in ends):
+        raise UserError(f"{low} and {high} must be whole numbers")
+    if not -math.inf < ends[0] < ends[1] < math.inf or (log and ends[0] <= 0):
+        raise UserError("the lower end comes first, and above 0 where it is log")
+    first, last = (int(ends[0]), int(ends[1])) if integer else ends
+    return Range(name, first, last, log=log, integer=integer)
+
+
+def _choices(name: str, kind: Any, what: str) -> Range:
+    """The choices A,B,C of a flag of this type."""
+    allowed = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    types = typing.get_args(kind) if not allowed and typing.get_args(kind) else (kind,)
+
+    def read(word: str) -> Any:
+        if allowed and word in allowed:
+            return word
+        if bool in types and word.lower() in ("true", "false"):
+            return word.lower() == "true"
+        if type(None) in types and word.lower() == "none":
+            return None
+        for number in (int, float):
+            if number in types:
+                with contextlib.suppress(ValueError):
+                    return number(word)
+        if str in types:
+            return word
+        words = f": use {', '.join(allowed)}" if allowed else ""
+        raise UserError(f"{word!r} is not what --{name.replace('_', '-')} takes{words}")
+
+    return Range(name, choices=tuple(dict.fromkeys(read(word.strip()) for word in what.split(","))))
 
 
 def options_of(sweep: Sweep, drawn: dict[str, Any], number: int) -> Pretrain:
@@ -278,6 +316,8 @@ def _terminate(number: int, frame: object) -> None:
 
 def main(sweep: Sweep) -> None:
     ranges = [read_range(text) for text in sweep.space]
+    if len({one.name for one in ranges}) < len(ranges):
+        raise UserError("--space names a flag twice: give each one range")
     if sweep.wandb_sweep is not None:
         write_json(sweep.wandb_sweep, wandb_configuration(sweep, ranges))  # JSON is YAML, too
         print(f"Wrote {sweep.wandb_sweep}\nNext: wandb sweep {shlex.quote(str(sweep.wandb_sweep))}")

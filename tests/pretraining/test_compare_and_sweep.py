@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -50,6 +51,15 @@ def test_runs_are_compared_by_tokens_and_by_what_differs(tmp_path, run):
         ("optimizer=adamw,muon", Range("optimizer", choices=("adamw", "muon"))),
         ("batch_size=8,16", Range("batch_size", choices=(8, 16))),
         ("qk_norm=true,false", Range("qk_norm", choices=(True, False))),
+        ("n_layer=1:3", Range("n_layer", 1, 3, integer=True)),
+        ("batch_size=int:log:4:64", Range("batch_size", 4, 64, log=True, integer=True)),
+        ("d_ff=64,128", Range("d_ff", choices=(64, 128))),
+        ("d_ff=none,64", Range("d_ff", choices=(None, 64))),
+        ("d_ff=64:128", Range("d_ff", 64, 128, integer=True)),
+        ("micro_batch_size=1,2", Range("micro_batch_size", choices=(1, 2))),
+        ("other_learning_rate=0.01,0.02", Range("other_learning_rate", choices=(0.01, 0.02))),
+        ("logit_softcap=10,20", Range("logit_softcap", choices=(10.0, 20.0))),
+        ("sample_prompt=The,A", Range("sample_prompt", choices=("The", "A"))),
     ],
 )
 def test_a_space_is_read(text, expected):
@@ -57,11 +67,41 @@ def test_a_space_is_read(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["nothing=1:2", "learning_rate", "learning_rate=2:1", "learning_rate=log:0:1", "n_layer=a,b"]
+    ("text", "why"),
+    [
+        ("nothing=1:2", "write NAME"),
+        ("learning_rate", "write NAME"),
+        ("learning_rate=2:1", "lower end"),
+        ("learning_rate=log:0:1", "lower end"),
+        ("learning_rate=-5:-1", "above 0"),
+        ("learning_rate=a:b", "must be numbers"),
+        ("learning_rate=cubic:1:2", "'cubic': use log, int"),
+        ("learning_rate=0.1,nan", "above 0"),
+        ("n_layer=a,b", "'a' is not what --n-layer takes"),
+        ("n_layer=1.5,2", "'1.5' is not"),
+        ("n_layer=int:0.2:0.7", "whole numbers"),
+        ("n_layer=1:2.5", "whole numbers"),
+        ("optimizer=foo,bar", "'foo' is not what --optimizer takes: use muon"),
+        ("positions=1:2", "takes no numbers"),
+        ("bias=0:1", "takes no numbers"),
+        ("bias=0,1", "'0' is not what --bias takes"),
+        ("run=a,b", "same for all"),
+        ("resume=no,auto", "same for all"),
+        ("overwrite=true,false", "same for all"),
+        ("preset=laptop,modern", "same for all"),
+        ("data=a,b", "same for all"),
+    ],
 )
-def test_a_space_that_is_none_is_refused(text):
-    with pytest.raises(UserError, match="--space"):
+def test_a_space_that_is_none_is_refused(text, why):
+    with pytest.raises(UserError, match=f"--space {re.escape(text)}: .*{re.escape(why)}"):
         read_range(text)
+
+
+def test_integers_are_drawn_for_flags_that_are_integers():
+    optuna = pytest.importorskip("optuna")
+    trial = optuna.create_study().ask()
+    assert type(read_range("n_layer=1:3").draw(trial)) is int
+    assert type(read_range("d_ff=log:64:128").draw(trial)) is int
 
 
 def test_the_same_space_for_wandb():
