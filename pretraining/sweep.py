@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import shlex
 import signal
@@ -93,13 +92,20 @@ class Range:
             return trial.suggest_int(self.name, int(self.low), int(self.high), log=self.log)
         return trial.suggest_float(self.name, self.low, self.high, log=self.log)
 
-    def for_wandb(self) -> dict[str, Any]:
-        """The same in the words of a W&B sweep."""
+    def for_wandb(self, default: Any) -> tuple[str, dict[str, Any]]:
+        """The same in the words of a W&B sweep: a parameter's name, and what it may be.
+
+        W&B leaves out a flag that is false, so a boolean is written as the flag that changes its default.
+        """
+        if isinstance(default, bool):
+            name = f"no_{self.name}" if default else self.name
+            return name, {"values": [choice != default for choice in self.choices]}
         if self.choices:
-            return {"values": list(self.choices)}
-        if self.integer:
-            return {"min": int(self.low), "max": int(self.high)}
-        return {"min": self.low, "max": self.high} | ({"distribution": "log_uniform_values"} if self.log else {})
+            return self.name, {"values": list(self.choices)}
+        ends: dict[str, Any] = {"min": self.low, "max": self.high}
+        if self.log and self.integer:
+            return self.name, ends | {"distribution": "q_log_uniform_values", "q": 1}
+        return self.name, ends | ({"distribution": "log_uniform_values"} if self.log else {})
 
 
 def read_range(text: str) -> Range:
@@ -176,9 +182,33 @@ def options_of(sweep: Sweep, drawn: dict[str, Any], number: int) -> Pretrain:
     Raises:
         UserError: they do not go together.
     """
-    shared = {field.name: getattr(sweep, field.name) for field in dataclasses.fields(Pretrain)}
     run = sweep.folder / sweep.study / f"trial-{number:04d}"
-    return Pretrain(**shared | drawn | {"run": run, "overwrite": True, "keep_last": 1, "keep_best": 0})
+    return _shared(sweep, **drawn, run=run, resume="no", overwrite=True, keep_last=1, keep_best=0)
+
+
+def _shared(sweep: Sweep, **changes: Any) -> Pretrain:
+    """The flags that all trials share, with some changes."""
+    return Pretrain(**{field.name: getattr(sweep, field.name) for field in dataclasses.fields(Pretrain)} | changes)
+
+
+def _defaults(options: Pretrain) -> Pretrain:
+    """What the flags are that a command line with this preset does not name."""
+    return Pretrain() if options.preset is None else PRESETS[options.preset]
+
+
+def words_of(options: Pretrain) -> list[str]:
+    """The words after `pretrain.py` that say these flags."""
+    defaults = _defaults(options)
+    words = [] if options.preset is None else ["--preset", options.preset]
+    for field in dataclasses.fields(Pretrain):
+        value, flag = getattr(options, field.name), field.name.replace("_", "-")
+        if value == getattr(defaults, field.name):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", str(value)]
+    return words
 
 
 def run_trial(sweep: Sweep, ranges: list[Range], trial: optuna.Trial) -> float:
@@ -292,21 +322,24 @@ def search(sweep: Sweep, ranges: list[Range], study: optuna.Study) -> None:
 
 
 def wandb_configuration(sweep: Sweep, ranges: list[Range]) -> dict[str, Any]:
-    """For `wandb sweep FILE`: the same search, its trials shared out by W&B to every `wandb agent`."""
-    fixed = {
-        field.name: str(value) if isinstance(value, Path) else value
-        for field in dataclasses.fields(Pretrain)
-        if (value := getattr(sweep, field.name)) != field.default
-    }
-    fixed = {"overwrite": True, "wandb": "online"} | fixed
-    parameters = {name: {"value": value} for name, value in fixed.items()}
+    """For `wandb sweep FILE`: the same search, its trials shared out by W&B to every `wandb agent`.
+
+    The agent tells a run its id in the environment, from where a shell takes it to give each run a folder of its own.
+    """
+    defaults = _defaults(sweep)
+    searched = {one.name: getattr(defaults, one.name) for one in ranges}
+    wandb = "online" if sweep.wandb == "off" else sweep.wandb
+    # The folder is in the shell's words below, and what is searched comes from W&B.
+    fixed = _shared(sweep, **searched, run=defaults.run, resume="no", overwrite=True, wandb=wandb)
+    runs = shlex.quote(str(sweep.folder / sweep.study))
+    shell = f'exec python pretraining/pretrain.py --run {runs}/"$WANDB_RUN_ID" "$@"'
     return {
         "program": "pretraining/pretrain.py",
         "method": "bayes",
         "metric": {"name": "validation_loss", "goal": "minimize"},
         "early_terminate": {"type": "hyperband", "min_iter": 3},
-        "parameters": parameters | {one.name: one.for_wandb() for one in ranges},
-        "command": ["${env}", "python", "${program}", "${args_no_boolean_flags}"],
+        "parameters": dict(one.for_wandb(searched[one.name]) for one in ranges),
+        "command": ["${env}", "sh", "-c", shell, "sh", *words_of(fixed), "${args_no_boolean_flags}"],
     }
 
 
@@ -346,9 +379,9 @@ def main(sweep: Sweep) -> None:
     folder = sweep.folder / sweep.study
     results = [{"number": t.number, "state": t.state.name, "value": t.value, **t.params} for t in study.get_trials()]
     write_json(folder / "trials.json", results)
-    flags = [f"--{name.replace('_', '-')} {json.dumps(value)}" for name, value in best[0].params.items()]
     print(f"Wrote {folder}: study.db, trials.json, a run folder a trial")
-    print(f"Next: python pretraining/pretrain.py --data {shlex.quote(str(sweep.data))} {' '.join(flags)}")
+    winner = _shared(sweep, **best[0].params, run=folder / "best", resume="no", overwrite=False)
+    print(f"Next: python pretraining/pretrain.py {shlex.join(words_of(winner))}")
 
 
 if __name__ == "__main__":

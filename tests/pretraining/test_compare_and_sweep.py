@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+import tyro
 
 from pretraining.compare_runs import curve, differing
-from pretraining.sweep import Range, Sweep, open_study, read_range, search, wandb_configuration
+from pretraining.pretrain import PRESETS, Pretrain
+from pretraining.sweep import Range, Sweep, open_study, read_range, search, wandb_configuration, words_of
 from tests.conftest import ROOT, assert_one_clear_line
 from tests.pretraining.test_pretrain import TINY, tokens  # noqa: F401 - a fixture
-from utils.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
+from utils.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError, preset_of
 
 
 def make_run(folder, losses, **options):
@@ -104,16 +110,72 @@ def test_integers_are_drawn_for_flags_that_are_integers():
     assert type(read_range("d_ff=log:64:128").draw(trial)) is int
 
 
-def test_the_same_space_for_wandb():
-    sweep = Sweep(space=("learning_rate=log:0.001:0.1", "optimizer=adamw,muon"), steps=7)
-    configuration = wandb_configuration(sweep, [read_range(text) for text in sweep.space])
-    assert configuration["parameters"]["learning_rate"] == {
-        "min": 0.001,
-        "max": 0.1,
-        "distribution": "log_uniform_values",
+def parsed(words):
+    """What pretrain.py takes these words for."""
+    return tyro.cli(Pretrain, args=words, default=preset_of(words, PRESETS) or Pretrain())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Pretrain(),
+        Pretrain(bias=False, qk_norm=True, steps=7, learning_rate=0.1 / 3, d_ff=96, sample_prompt="it's 2"),
+        replace(PRESETS["modern"], bias=True, other_learning_rate=None, learning_rate=3e-3, optimizer="adamw"),
+        replace(PRESETS["gpt2-124m"], compile=False, data=Path("my tokens")),
+    ],
+)
+def test_flags_become_words_that_say_them(options):
+    assert parsed(shlex.split(shlex.join(words_of(options)))) == options
+
+
+@pytest.mark.skipif(os.name == "nt", reason="W&B's agent runs a Unix shell here")
+def test_what_a_wandb_agent_runs_is_the_trial(tmp_path):
+    agent = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    space: tuple[str, ...] = (
+        "learning_rate=log:0.001:0.1",
+        "optimizer=adamw,muon",
+        "bias=true,false",
+        "qk_norm=true,false",
+    )
+    space = (*space, "batch_size=int:log:4:64", "d_ff=none,64")
+    sweep = Sweep(
+        space=space, steps=7, tie_embeddings=False, bias=False, data=Path("my tokens"), folder=Path("my runs")
+    )
+    configuration = wandb_configuration(sweep, [read_range(text) for text in space])
+    assert configuration["parameters"] == {
+        "learning_rate": {"min": 0.001, "max": 0.1, "distribution": "log_uniform_values"},
+        "optimizer": {"values": ["adamw", "muon"]},
+        "no_bias": {"values": [False, True]},
+        "qk_norm": {"values": [True, False]},
+        "batch_size": {"min": 4, "max": 64, "distribution": "q_log_uniform_values", "q": 1},
+        "d_ff": {"values": [None, 64]},
     }
-    assert configuration["parameters"]["optimizer"] == {"values": ["adamw", "muon"]}
-    assert configuration["parameters"]["steps"] == {"value": 7}
+    drawn: dict[str, Any] = {"learning_rate": 0.02, "optimizer": "muon", "qk_norm": False, "batch_size": 5, "d_ff": 64}
+    (tmp_path / "python").write_text('#!/bin/sh\nfor word; do echo "$word"; done\n')
+    (tmp_path / "python").chmod(0o755)
+    for bias in (True, False):
+        arguments = agent.create_sweep_command_args(
+            {"args": {k: {"value": v} for k, v in (drawn | {"no_bias": not bias}).items()}}
+        )
+        command = []  # as wandb.wandb_agent puts it together
+        for word in agent.create_sweep_command(configuration["command"]):
+            inserted = {"${env}": ["/usr/bin/env"], "${args_no_boolean_flags}": arguments["args_no_boolean_flags"]}
+            command += inserted.get(word, [word])
+        path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+        said = subprocess.run(
+            command, env=os.environ | {"PATH": path, "WANDB_RUN_ID": "x1"}, capture_output=True, text=True, check=True
+        )
+        program, *words = said.stdout.splitlines()
+        assert program == "pretraining/pretrain.py"
+        shared: dict[str, Any] = {
+            "steps": 7,
+            "tie_embeddings": False,
+            "data": Path("my tokens"),
+            "overwrite": True,
+            "wandb": "online",
+        }
+        expected = Pretrain(**drawn, **shared, bias=bias, run=Path("my runs/sweep/x1"))
+        assert parsed(words) == expected
 
 
 def test_a_study_goes_on_where_it_stopped(tokens, tmp_path, run):  # noqa: F811
@@ -127,7 +189,13 @@ def test_a_study_goes_on_where_it_stopped(tokens, tmp_path, run):  # noqa: F811
     assert "Trial 1:" not in second.stdout
     trials = json.loads((tmp_path / "s" / "trials.json").read_text())
     assert [trial["number"] for trial in trials] == [0, 1, 2]
-    assert f"| {min(t['value'] for t in trials):.4f} |" in second.stdout
+    best = min(trials, key=lambda trial: trial["value"])
+    assert f"| {best['value']:.4f} |" in second.stdout
+    again = shlex.split(second.stdout.split("Next: python pretraining/pretrain.py ")[1])
+    done = run("pretraining/pretrain.py", *again)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(row) for row in (tmp_path / "s" / "best" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["validation_loss"] for row in rows if "validation_loss" in row][-1] == best["value"]
 
 
 def sweep_flags(tokens, folder, *flags):  # noqa: F811
