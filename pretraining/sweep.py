@@ -265,22 +265,37 @@ def open_study(sweep: Sweep) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are tracebacks of failed trials
     folder = require_writable(sweep.folder / sweep.study)
     folder.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # signs of life are
-        storage = optuna.storages.RDBStorage(
-            f"sqlite:///{(folder / 'study.db').resolve()}",
-            engine_kwargs={"connect_args": {"timeout": 60}},
-            heartbeat_interval=_SIGN_OF_LIFE,
-            grace_period=_DEAD_AFTER,
-            heartbeat_stale_trial_callback=try_again,
-        )
     return optuna.create_study(
-        storage=storage,
+        storage=_open_storage(folder / "study.db"),
         study_name=sweep.study,
         load_if_exists=True,
         sampler=sampler_of(sweep.seed, 0),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
     )
+
+
+def _open_storage(path: Path) -> optuna.storages.RDBStorage:
+    """The study's file. Workers that start at once all find it lacking, and one alone can make each of its tables."""
+    import optuna
+    from sqlalchemy.exc import DatabaseError
+
+    attempts = 0
+    while True:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # signs of life are
+                return optuna.storages.RDBStorage(
+                    f"sqlite:///{path.resolve()}",
+                    engine_kwargs={"connect_args": {"timeout": 60}},
+                    heartbeat_interval=_SIGN_OF_LIFE,
+                    grace_period=_DEAD_AFTER,
+                    heartbeat_stale_trial_callback=try_again,
+                )
+        except DatabaseError as error:
+            attempts += 1
+            if attempts == 10:
+                raise UserError(f"{path} cannot be opened ({error.orig}): choose another --study") from None
+            time.sleep(0.2)
 
 
 def begun(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

@@ -10,7 +10,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -275,3 +277,23 @@ def test_no_two_trials_draw_the_same_and_a_stop_changes_nothing(tmp_path, monkey
     whole = draws(tmp_path / "whole", 14)
     assert len(set(whole)) == 14
     assert draws(tmp_path / "parts", 3, 7, 14) == whole
+
+
+def test_workers_that_start_at_once_share_one_study(tmp_path):
+    ready = threading.Barrier(4)
+
+    def opened(folder):
+        ready.wait()
+        open_study(Sweep(folder=folder)).enqueue_trial({})
+
+    with ThreadPoolExecutor(4) as workers:
+        for i in range(3):
+            list(workers.map(opened, [tmp_path / str(i)] * 4))
+            assert len(open_study(Sweep(folder=tmp_path / str(i))).trials) == 4
+
+
+def test_a_file_that_is_no_study_gets_one_line(tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "study.db").write_text("no database, however one looks at it" * 100)
+    with pytest.raises(UserError, match=r"study.db cannot be opened .* choose another --study"):
+        open_study(Sweep(folder=tmp_path))
