@@ -206,7 +206,8 @@ def test_what_does_not_fit_gets_one_clear_line(run, base, tmp_path):
     assert_one_clear_line(run(SCRIPT, *ours, "--validation", "1.5"), "--validation is a share")
     train_and_measure(options(base, tmp_path / "run", epochs=0.5), ALONE)
     assert_one_clear_line(run(SCRIPT, *ours), "holds a run already")
-    assert_one_clear_line(run(SCRIPT, *ours, "--resume", "auto", "--pooling", "mean"), "--pooling last, not mean")
+    other = run(SCRIPT, *ours, "--epochs", 0.5, "--resume", "auto", "--pooling", "mean")
+    assert_one_clear_line(other, "--pooling last, not mean")
 
 
 def test_linear_baselines_beat_chance_and_the_search_is_on_validation():
