@@ -1124,11 +1124,13 @@ print(inspect.getsource(LossWatch.problem))
 print(inspect.getsource(clip_gradients))
 
 # %% [markdown]
-# And in `losses.py`, the gradient of a chunk: softmax, minus 1 at the target, nothing where nothing is asked.
+# And in `losses.py`, the gradient of a chunk, which takes the place of its logits: softmax, minus 1 at the target,
+# nothing where nothing is asked.
 
 # %%
-from pretraining.losses import _loss_and_gradient
+from pretraining.losses import _loss_and_gradient, _softmax_in_place
 
+print(inspect.getsource(_softmax_in_place))
 print(inspect.getsource(_loss_and_gradient))
 
 # %% [markdown]

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from working_with_text_data.token_shards import IGNORE
 
+BLOCK = 2**22  # logits that a processor carries all the way at a time, so that they stay in its cache
 ROWS = 64  # half-precision copies of W have a multiple of this many rows
 
 
@@ -39,32 +40,48 @@ def softcap(logits: Tensor, cap: float | None) -> Tensor:
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-def _loss_and_gradient(logits: Tensor, targets: Tensor, cap: float | None) -> tuple[Tensor, Tensor]:
-    """(sum of the losses, their gradient by `logits`) of one chunk: (tokens, vocab_size) and (tokens,)."""
-    y = softcap(logits.float(), cap)  # (tokens, vocab_size)
-    asked = targets != IGNORE  # (tokens,)
-    index = targets.clamp(min=0).unsqueeze(1)  # (tokens, 1)
+def _softmax_in_place(logits: Tensor, index: Tensor, asked: Tensor, cap: float | None) -> Tensor:
+    """log p(target), (tokens, 1); and `logits` become the gradient that they would have if no token were the target.
+
+    Args:
+        logits: (tokens, vocab_size), any format; what is computed of them is float32.
+        index: int64 (tokens, 1), the targets.
+        asked: (tokens, 1), False where the loss does not count.
+    """
+    y = softcap(logits.float(), cap)
     log_p = F.log_softmax(y, dim=1)  # (tokens, vocab_size)
-    loss = -(log_p.gather(1, index).squeeze(1) * asked).sum()
-    gradient = log_p.exp_()  # softmax; in place from here on, since a copy is as large as the logits
-    gradient.scatter_add_(1, index, gradient.new_full(index.shape, -1.0))
+    log_p_target = log_p.gather(1, index)
+    gradient = log_p.exp_().mul_(asked)  # in place, since a copy is as large as the logits
     if cap is not None:
         gradient.mul_(1 - (y / cap) ** 2)  # d tanh(z) = 1 - tanh(z)²
-    return loss, gradient.mul_(asked.unsqueeze(1))
+    logits.copy_(gradient)
+    return log_p_target
+
+
+_kernel = _softmax_in_place
+
+
+def compile_loss() -> None:
+    """From now on the elementwise part of the loss runs as one kernel, made by `torch.compile`."""
+    global _kernel
+    if _kernel is _softmax_in_place:
+        _kernel = torch.compile(_softmax_in_place, dynamic=False)
+
+
+def _loss_and_gradient(logits: Tensor, targets: Tensor, cap: float | None) -> Tensor:
+    """The sum of the losses; and `logits` (tokens, vocab_size) become their gradient. `targets` are (tokens,)."""
+    asked = (targets != IGNORE).unsqueeze(1)  # (tokens, 1)
+    index = targets.clamp(min=0).unsqueeze(1)  # (tokens, 1)
+    slope = 1 if cap is None else 1 - (softcap(logits.gather(1, index).float(), cap) / cap) ** 2
+    log_p = _kernel(logits, index, asked, cap)  # (tokens, 1)
+    # At the target it is softmax - 1: written anew, since half precision has forgotten how little is missing to 1.
+    logits.scatter_(1, index, (log_p.expm1() * slope * asked).to(logits.dtype))
+    return -(log_p * asked).sum()
 
 
 def _loss(logits: Tensor, targets: Tensor, cap: float | None) -> Tensor:
     y = softcap(logits.float(), cap)
     return F.cross_entropy(y, targets, reduction="sum", ignore_index=IGNORE)
-
-
-_compiled: Any = None
-
-
-def compile_loss() -> None:
-    """From now on the elementwise part of a chunk runs as one kernel, made by `torch.compile`."""
-    global _compiled
-    _compiled = _compiled or torch.compile(_loss_and_gradient, dynamic=False)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -76,28 +93,30 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         vocab_size, half = len(weight), dtype.itemsize < 4
         more = -vocab_size % ROWS if half else 0
         cast = weight.to(dtype)
-        cast = F.pad(cast, (0, 0, 0, more)) if more else cast  # (vocab_size + more, d_model)
+        if more:
+            cast = weight.new_zeros((vocab_size + more, weight.shape[1]), dtype=dtype)
+            cast[:vocab_size] = weight
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         by_hidden = torch.empty_like(hidden) if need_hidden else None
-        by_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        kernel = _compiled or _loss_and_gradient
+        by_weight = None
+        block = max(1, BLOCK // vocab_size) if hidden.device.type == "cpu" else chunk
         for start in range(0, len(hidden), chunk):
             h, t = hidden[start : start + chunk].to(dtype), targets[start : start + chunk]  # (chunk, d_model), (chunk,)
-            logits = (h @ cast.mT)[:, :vocab_size]  # (chunk, vocab_size)
-            if by_hidden is None and by_weight is None:
-                loss += _loss(logits, t, cap)
-                continue
-            part, gradient = kernel(logits, t, cap)
-            loss += part
-            # Between -1 and 1, so that half precision holds it.
-            gradient = gradient.to(dtype)
-            gradient = F.pad(gradient, (0, more)) if more else gradient  # (chunk, vocab_size + more)
+            padded = h @ cast.mT  # (chunk, vocab_size + more); soon their gradient, which is 0 in the added columns
+            logits = padded[:, :vocab_size]
+            for some_logits, some_targets in zip(logits.split(block), t.split(block), strict=True):
+                if need_hidden or need_weight:
+                    loss += _loss_and_gradient(some_logits, some_targets, cap)
+                else:
+                    loss += _loss(some_logits, some_targets, cap)
             if by_hidden is not None:
-                by_hidden[start : start + chunk] = gradient @ cast
-            if by_weight is not None and not half:
-                by_weight.addmm_(gradient.mT, h)
+                by_hidden[start : start + chunk] = padded @ cast  # between -1 and 1, so that half precision holds it
+            if need_weight and by_weight is None:
+                by_weight = (padded.mT @ h)[:vocab_size].to(torch.float32)  # (vocab_size, d_model)
+            elif by_weight is not None and half:
+                by_weight += (padded.mT @ h)[:vocab_size]
             elif by_weight is not None:
-                by_weight += (gradient.mT @ h)[:vocab_size]
+                by_weight.addmm_(padded.mT, h)
         ctx.save_for_backward(by_hidden, by_weight)
         ctx.weight_dtype = weight.dtype
         return loss

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pretraining import losses
 from pretraining.losses import chunked_cross_entropy, softcap
 from working_with_text_data.token_shards import IGNORE
 
@@ -24,10 +25,14 @@ def made(tokens, d_model=8, vocab_size=30, dtype=torch.float64, seed=0):
     return hidden, weight, targets
 
 
-@given(st.integers(1, 20), st.integers(1, 25), st.sampled_from([None, 1.0, 15.0]), st.integers(0, 5))
-def test_loss_and_gradients_equal_the_plain_ones(tokens, chunk, cap, seed):
+@given(
+    st.integers(1, 20), st.integers(1, 25), st.integers(1, 200), st.sampled_from([None, 1.0, 15.0]), st.integers(0, 5)
+)
+def test_loss_and_gradients_equal_the_plain_ones(tokens, chunk, block, cap, seed):
     hidden, weight, targets = made(tokens, dtype=torch.float32, seed=seed)
-    ours = chunked_cross_entropy(hidden, weight, targets, chunk, cap)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "BLOCK", block)
+        ours = chunked_cross_entropy(hidden, weight, targets, chunk, cap)
     plain = F.cross_entropy(softcap(hidden @ weight.T, cap), targets, reduction="sum", ignore_index=IGNORE)
     torch.testing.assert_close(ours, plain)
     factor = 0.37  # as dividing by the number of targets does
@@ -41,6 +46,28 @@ def test_equals_torch_s_own_chunked_loss():
     options = torch.nn.LinearCrossEntropyOptions()
     theirs = F.linear_cross_entropy(hidden, weight, targets, reduction="sum", ignore_index=IGNORE, options=options)
     torch.testing.assert_close(chunked_cross_entropy(hidden, weight, targets, 16), theirs)
+
+
+@pytest.mark.parametrize("cap", [None, 15.0])
+def test_in_half_precision_a_sure_model_still_gets_the_little_gradient_that_is_left(cap):
+    """p is 0.9991 here, 1 in bfloat16: a gradient of p - 1 taken from that would be 0."""
+    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[8.0], [1.0]], requires_grad=True)  # logits 8 and 1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = torch.autograd.grad(chunked_cross_entropy(hidden, weight, torch.tensor([0]), cap=cap), weight)[0]
+    plain = torch.autograd.grad(F.cross_entropy(softcap(hidden @ weight.T, cap), torch.tensor([0])), weight)[0]
+    assert plain[0] < 0
+    torch.testing.assert_close(ours, plain, rtol=0.01, atol=0)
+
+
+def test_the_compiled_kernel_computes_the_same():
+    hidden, weight, targets = made(20, dtype=torch.float32)
+    plain = torch.autograd.grad(chunked_cross_entropy(hidden, weight, targets, 8, 15.0), (hidden, weight))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "_kernel", losses._kernel)
+        losses.compile_loss()
+        compiled = torch.autograd.grad(chunked_cross_entropy(hidden, weight, targets, 8, 15.0), (hidden, weight))
+    for a, b in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_only_what_is_asked_for_gets_a_gradient():
