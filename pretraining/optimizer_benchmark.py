@@ -176,6 +176,9 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         for name, step in result["steps"].items():
             loss = result["losses"][name]
             losses = loss["losses"]
+            rate = float(loss["rate"])
+            edge = ", the highest tried" if rate == max(map(float, loss["tuning"])) else ""
+            edge = ", the lowest tried" if rate == min(map(float, loss["tuning"])) else edge
             decomposing = f"{step['first_step_seconds']:.1f}" if name.startswith("galore") else ""
             rows.append(
                 [
@@ -183,7 +186,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
                     f"{step['state_bytes'] / 1e6:,.0f}",
                     f"{statistics.median(step['seconds']):.3f}",
                     decomposing,
-                    f"{loss['rate']:g}",
+                    f"{rate:g}{edge}",
                     f"{statistics.mean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})",
                     where,
                 ]

@@ -53,6 +53,8 @@ class RecipeBenchmark:
     """Tiny Shakespeare; else misc/tinyshakespeare.txt.gz in the folder that SCRATCHBOOK_DATA names."""
     tokens: Path | None = None
     """A folder of token shards that prepare_data.py wrote: three sizes are compared on it, in place of the text."""
+    sizes: tuple[str, ...] = tuple(SIZES)
+    """Those to compare on token shards."""
     steps: int | None = None
     """Steps of the baseline; 2,000 for the text, and 1,000 for token shards, if not given."""
     shares: tuple[float, ...] = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0)
@@ -70,6 +72,8 @@ class RecipeBenchmark:
 
     def __post_init__(self) -> None:
         rising = list(self.shares) == sorted(set(self.shares)) and all(share > 0 for share in self.shares)
+        if unknown := sorted(set(self.sizes) - set(SIZES)):
+            raise UserError(f"--sizes {unknown[0]!r} is unknown: {', '.join(map(repr, SIZES))} are there")
         if self.seeds < 1 or not self.shares or not rising:
             raise UserError("--seeds must be at least 1, and --shares rising numbers above 0")
         if len(set(self.rates)) < 2 or min(self.rates) <= 0 or (self.steps is not None and self.steps < 1):
@@ -100,7 +104,8 @@ def tasks_of(options: RecipeBenchmark) -> Iterator[Task]:
         return
     shards = TokenShards.open(options.tokens)
     train, validation = (np.concatenate(shards.arrays[side]).astype(np.uint16) for side in ("train", "validation"))
-    for name, (n_layer, n_head, d_model) in SIZES.items():
+    for name in options.sizes:
+        n_layer, n_head, d_model = SIZES[name]
         shape = replace(BASELINE_SMALL, n_layer=n_layer, n_head=n_head, d_model=d_model)
         config = replace(shape, vocab_size=shards.tokenizer.n_vocab)
         yield Task(f"tokens, {name}", config, train, validation[:LONGEST], options.steps or 1000)

@@ -10,14 +10,17 @@ import torch
 
 from pretraining.optimizer_benchmark import (
     RATES,
+    README,
+    RESULTS,
     OptimizerBenchmark,
     main,
     measure_steps,
     small_recipe,
+    table,
 )
 from pretraining.optimizers import OptimizerName
 from tests.conftest import assert_one_clear_line
-from utils.readme_tables import read_results
+from utils.readme_tables import read_results, with_block
 
 TINY = OptimizerBenchmark(n_layer=1, galore_rank=8, seconds=0.01, steps=3, seeds=1)
 D = 768
@@ -67,3 +70,8 @@ def test_from_a_run_to_a_table(tmp_path, monkeypatch):
 )
 def test_bad_flags_get_one_clear_line(run, flags, message):
     assert_one_clear_line(run("pretraining/optimizer_benchmark.py", *flags), message)
+
+
+def test_the_readme_holds_the_table_of_the_committed_results():
+    text = README.read_text(encoding="utf-8")
+    assert with_block(text, "optimizers", table(read_results(RESULTS))) == text

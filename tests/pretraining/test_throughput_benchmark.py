@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from pretraining.throughput_benchmark import (
+    README,
+    RESULTS,
     ThroughputBenchmark,
     baseline_stepper,
     largest_that,
@@ -16,9 +18,10 @@ from pretraining.throughput_benchmark import (
     our_loop,
     our_model,
     recipe_of,
+    table,
 )
 from tests.conftest import assert_one_clear_line
-from utils.readme_tables import read_results
+from utils.readme_tables import read_results, with_block
 
 TINY = ThroughputBenchmark(
     n_layer=1, context_length=16, batch_size=2, seconds=0.01, formats=("float32",), compiled=False
@@ -87,3 +90,8 @@ def test_from_a_run_to_a_table(tmp_path):
 )
 def test_bad_flags_get_one_clear_line(run, flags, message):
     assert_one_clear_line(run("pretraining/throughput_benchmark.py", *flags), message)
+
+
+def test_the_readme_holds_the_table_of_the_committed_results():
+    text = README.read_text(encoding="utf-8")
+    assert with_block(text, "throughput", table(read_results(RESULTS))) == text
