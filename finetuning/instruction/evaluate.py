@@ -43,7 +43,7 @@ from utils.readme_tables import markdown_table
 from utils.tracking import provenance
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 
-_COLUMNS = {  # figure -> its name in the table, and its format
+COLUMNS = {  # figure -> its name in the table, and its format
     "loss": ("loss (nats a token)", ".4f"),
     "bits_per_byte": ("bits per byte", ".4f"),
     "token_accuracy": ("token accuracy", ".1%"),
@@ -315,7 +315,8 @@ def main(options: Evaluate) -> None:
         if "wins" in answers.figures:
             counts = ("wins", "losses", "ties", "moved_with_position", "unparsable")
             told = ", ".join(f"{answers.figures[c]:.0f} {c.replace('_', ' ')}" for c in counts)
-            print(f"{name} against {options.models[0]}: {told}")
+            low, high = answers.figures["win_rate_low"], answers.figures["win_rate_high"]
+            print(f"{name} against {options.models[0]}: {told}; the rate is {low:.1%} to {high:.1%} with 95 %")
     print(f"Wrote {options.out}: results.json, answers.html")
     print(f"Next: open {shlex.quote(str(options.out / 'answers.html'))}")
 
@@ -323,7 +324,7 @@ def main(options: Evaluate) -> None:
 def _table(found: dict[str, Answers]) -> tuple[list[str], list[list[str]], str]:
     """Header, rows and alignment: a row a figure, a column a model."""
     rows = []
-    for figure, (name, spec) in _COLUMNS.items():
+    for figure, (name, spec) in COLUMNS.items():
         if any(figure in answers.figures for answers in found.values()):
             rows.append(
                 [name, *(format(a.figures[figure], spec) if figure in a.figures else "" for a in found.values())]

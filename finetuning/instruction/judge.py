@@ -30,6 +30,7 @@ from http.client import HTTPException
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import numpy as np
 from tqdm import tqdm
 
 from utils.errors import UserError
@@ -183,6 +184,8 @@ def win_rate(
 ) -> dict[str, float]:
     """How often `ours` are better than `theirs`, with the counts of every outcome; same answers are a tie unasked.
 
+    `win_rate_low` and `win_rate_high` hold the middle 95 % of the rates of questions drawn with replacement.
+
     Raises:
         UserError: the judge cannot be reached, or gives no verdict at all.
     """
@@ -201,8 +204,13 @@ def win_rate(
             "[[C]]; choose another --judge-model"
         )
     ties = outcomes["tie"] + outcomes["moved"]
+    shares = np.array([outcomes["win"], ties, outcomes["loss"]]) / judged
+    drawn = np.random.default_rng(0).multinomial(judged, shares, 2000)  # (draws, outcomes)
+    low, high = np.quantile(drawn @ [1, 0.5, 0] / judged, [0.025, 0.975])
     return {
         "win_rate": (outcomes["win"] + ties / 2) / judged,
+        "win_rate_low": float(low),
+        "win_rate_high": float(high),
         "wins": outcomes["win"],
         "losses": outcomes["loss"],
         "ties": outcomes["tie"],

@@ -18,7 +18,7 @@ import transformers
 from safetensors.torch import save
 
 from gpt_model.hub import PINNED, repository_and_revision
-from gpt_model.pretrained import MERGES, PICKLE, VOCABULARY
+from gpt_model.pretrained import CHAT_TEMPLATE, MERGES, PICKLE, VOCABULARY
 from tests.conftest import ROOT
 from tests.gpt_model.loopback_hub import LoopbackHub, Repository
 from working_with_text_data.bytepair_enc import BytePairTokenizer, tokenizer_json
@@ -100,6 +100,7 @@ def published():
 def hub(published, tmp_path_factory):
     weights, config = as_published(published)
     whole = config | tokenizer_files() | {"model.safetensors": save(weights, {"format": "pt"})}
+    whole[CHAT_TEMPLATE] = b"{{ messages }}"
     halves = [dict(list(weights.items())[:9]), dict(list(weights.items())[9:])]
     shards = {f"model-0000{i}-of-00002.safetensors": save(half) for i, half in enumerate(halves, 1)}
     places = {name: file for half, file in zip(halves, shards, strict=True) for name in half}
@@ -192,7 +193,7 @@ def test_logits_of_what_was_fetched_equal_transformers(which, answers, expected)
 def test_a_model_is_fetched_once_and_only_what_it_needs(answers, hub):
     asked = [path.split("?")[0] for _, path, _ in hub.requests if "openai-community" in path]
     assert len(hub.downloads("cdn/openai-community/gpt2")) == 1  # of five calls
-    wanted = ("config.json", "model.safetensors", VOCABULARY, MERGES)
+    wanted = ("config.json", "model.safetensors", VOCABULARY, MERGES, CHAT_TEMPLATE)
     commit = PINNED["openai-community/gpt2"]
     resolved = {path.split(f"/resolve/{commit}/")[1] for path in asked if "/resolve/" in path}
     assert resolved == set(wanted)
