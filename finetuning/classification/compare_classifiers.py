@@ -25,6 +25,7 @@ from finetuning.classification.labelled import DataOptions
 from finetuning.classification.train_classifier import TrainClassifier, train_and_measure
 from pretraining.distributed import join_ranks
 from utils.benchmarking import describe_machine
+from utils.devices import Precision
 from utils.errors import UserError, run_command
 from utils.files import read_json, require_writable, write_json
 from utils.readme_tables import markdown_table, read_results, require_markers, write_block
@@ -61,6 +62,8 @@ class CompareClassifiers(DataOptions):
     """Texts in each step."""
     max_length: int | None = None
     """Tokens of a text that are read; what the base can see if not given."""
+    precision: Precision = "auto"
+    """Of the products; auto takes bfloat16 where the device is fast at it."""
     baselines: Path | None = None
     """What train_baselines.py wrote for the same data, for the same table."""
     runs: Path = Path("runs/classifiers")
@@ -97,6 +100,7 @@ def options_of(options: CompareClassifiers, way: str, rate: float) -> TrainClass
         epochs=options.epochs,
         batch_size=options.batch_size,
         max_length=options.max_length,
+        precision=options.precision,
         device=options.device,
         seed=options.seed,
         resume="auto",
