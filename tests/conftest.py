@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -59,3 +60,9 @@ def assert_one_clear_line(done: subprocess.CompletedProcess[str], *words: str) -
     assert "Traceback" not in done.stderr
     for word in words:
         assert word in errors[0], errors[0]
+
+
+def refuses(check: Callable[[Any], None], answer: Any, message: str) -> None:
+    """The check of an exercise does not take this answer, and says why."""
+    with pytest.raises(AssertionError, match=message):
+        check(answer)

@@ -6,23 +6,7 @@ import pytest
 import torch
 
 from attention_mechanisms.exercises import ex01
-from utils.exercises import attempt
-
-
-def refuses(check, answer, message):
-    with pytest.raises(AssertionError, match=message):
-        check(answer)
-
-
-CHECKS = [getattr(ex01, name) for name in dir(ex01) if name.startswith("check_")]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_a_stub_is_told_that_it_is_one(check, capsys):
-    def stub(*arguments): ...
-
-    attempt(check, stub)
-    assert capsys.readouterr().out == "not solved yet: your function returns nothing: write its body, with a `return`\n"
+from tests.conftest import refuses
 
 
 def attend_one(q, k, v):

@@ -11,23 +11,7 @@ import torch.nn.functional as F
 from gpt_model.exercises import ex09
 from gpt_model.generate import _possible_beginning
 from gpt_model.sampling import keep_top_p, penalise_repetition
-from utils.exercises import attempt
-
-
-def refuses(check, answer, message):
-    with pytest.raises(AssertionError, match=message):
-        check(answer)
-
-
-CHECKS = [getattr(ex09, name) for name in dir(ex09) if name.startswith("check_")]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_a_stub_is_told_that_it_is_one(check, capsys):
-    def stub(*arguments): ...
-
-    attempt(check, stub)
-    assert capsys.readouterr().out == "not solved yet: your function returns nothing: write its body, with a `return`\n"
+from tests.conftest import refuses
 
 
 def penaliser(positive=lambda x, r: x / r, negative=lambda x, r: x * r, which=set, copies=True):

@@ -7,22 +7,7 @@ import math
 import pytest
 
 from gpt_model.exercises import ex12
-from utils.exercises import attempt
-
-CHECKS = [getattr(ex12, name) for name in dir(ex12) if name.startswith("check_")]
-
-
-def refuses(check, answer, message):
-    with pytest.raises(AssertionError, match=message):
-        check(answer)
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_a_stub_is_told_that_it_is_one(check, capsys):
-    def stub(*arguments): ...
-
-    attempt(check, stub)
-    assert capsys.readouterr().out == "not solved yet: your function returns nothing: write its body, with a `return`\n"
+from tests.conftest import refuses
 
 
 @pytest.mark.parametrize(

@@ -12,24 +12,8 @@ from pretraining.distributed import clip_gradients
 from pretraining.exercises import ex13
 from pretraining.losses import _loss_and_gradient
 from pretraining.training_loop import LossWatch
-from utils.exercises import attempt
+from tests.conftest import refuses
 from working_with_text_data.token_shards import IGNORE
-
-
-def refuses(check, answer, message):
-    with pytest.raises(AssertionError, match=message):
-        check(answer)
-
-
-CHECKS = [getattr(ex13, name) for name in dir(ex13) if name.startswith("check_")]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_a_stub_is_told_that_it_is_one(check, capsys):
-    def stub(*arguments): ...
-
-    attempt(check, stub)
-    assert capsys.readouterr().out == "not solved yet: your function returns nothing: write its body, with a `return`\n"
 
 
 def descent(factor=2.0, over=len, of_w=lambda e, x: e * x, sign=-1.0):

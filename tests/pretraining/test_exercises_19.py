@@ -8,23 +8,7 @@ import numpy as np
 import pytest
 
 from pretraining.exercises import ex19
-from utils.exercises import attempt
-
-
-def refuses(check, answer, message):
-    with pytest.raises(AssertionError, match=message):
-        check(answer)
-
-
-CHECKS = [getattr(ex19, name) for name in dir(ex19) if name.startswith("check_")]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_a_stub_is_told_that_it_is_one(check, capsys):
-    def stub(*arguments): ...
-
-    attempt(check, stub)
-    assert capsys.readouterr().out == "not solved yet: your function returns nothing: write its body, with a `return`\n"
+from tests.conftest import refuses
 
 
 def rate_where(rule, change=lambda rate, m: rate / m):
