@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from finetuning.lora import LoRA
 from gpt_model import GPT
+from gpt_model.pretrained import MADE_BY, find_folder
 from pretraining.distributed import Ranks, add_up
 from pretraining.optimizers import GaLore, OptimizerName, make_optimizers
 from pretraining.run_options import (
@@ -41,7 +42,7 @@ from pretraining.run_options import (
 from pretraining.training_loop import Ending, Hooks, LoopOptions, Objective, Step, TrainingLoop
 from utils.devices import describe_device
 from utils.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
-from utils.files import require_writable, write_json, write_text
+from utils.files import read_json, require_writable, write_json, write_text
 from utils.plots import save_curves
 from utils.tracking import MetricsLog, metric_curves, provenance
 
@@ -215,6 +216,12 @@ class _Progress:
     samples: list[str] = field(default_factory=list)
 
 
+def is_unfinished(model: str) -> bool:
+    """Whether a model folder was saved along the way by a run that goes on, or was interrupted."""
+    made_by = find_folder(model) / MADE_BY
+    return made_by.is_file() and read_json(made_by).get("metrics", {}).get("finished") is False
+
+
 class Tuning:
     """One run on this rank.
 
@@ -270,6 +277,8 @@ class Tuning:
             if not self.resumed:
                 discard_older_checkpoints(o)
         per_epoch = self.task.examples.steps_per_epoch
+        if is_unfinished(o.model):
+            self.say(f"warning: the run that makes {o.model} has not come to its end: what it had saved is the base")
         self.say(f"{trained:,} of {total:,} parameters learn, on {describe_device(self.ranks.device, o.precision)}")
         self.say(f"{o.steps:,} steps of {o.batch_size} rows, {o.steps / per_epoch:.1f} epochs")
         if self.resumed:

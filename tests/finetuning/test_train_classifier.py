@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from finetuning.classification.classifier import load_classifier, predict_logits
-from finetuning.classification.compare_classifiers import CompareClassifiers, main
+from finetuning.classification.compare_classifiers import README, RESULTS, CompareClassifiers, main, table
 from finetuning.classification.labelled import read_labelled
 from finetuning.classification.synthetic import synthetic_reviews
 from finetuning.classification.train_baselines import train_baselines
@@ -32,6 +33,7 @@ from finetuning.tuning import Tuning
 from gpt_model import GPT, GPTConfig, load_model
 from pretraining.distributed import Ranks
 from tests.conftest import ROOT, assert_one_clear_line
+from utils.readme_tables import read_results, with_block
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 from working_with_text_data.token_shards import IGNORE
 
@@ -222,6 +224,17 @@ def test_linear_baselines_beat_chance_and_the_search_is_on_validation():
             assert len(one["tried"]) >= 6
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_base_whose_run_goes_on_is_taken_with_a_warning(base, tmp_path, finished, capsys):
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    made_by = json.loads((folder / "scratchbook.json").read_text(encoding="utf-8"))
+    made_by["metrics"] = {"finished": finished}
+    (folder / "scratchbook.json").write_text(json.dumps(made_by), encoding="utf-8")
+    train_and_measure(options(folder, tmp_path / "run", train_limit=16, epochs=0.1), ALONE)
+    assert ("has not come to its end" in capsys.readouterr().out) is not finished
+
+
 def test_ways_are_compared_and_what_is_done_is_not_done_again(base, tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
     readme.write_text("<!-- classifiers:begin -->\n<!-- classifiers:end -->", encoding="utf-8")
@@ -245,3 +258,8 @@ def test_ways_are_compared_and_what_is_done_is_not_done_again(base, tmp_path, mo
     monkeypatch.setattr("finetuning.classification.compare_classifiers.train_and_measure", None)
     main(o)  # would fail if it trained
     assert readme.read_text(encoding="utf-8") == made
+
+
+def test_the_readme_holds_the_table_of_the_committed_results():
+    text = README.read_text(encoding="utf-8")
+    assert with_block(text, "classifiers", table(read_results(RESULTS))) == text
