@@ -264,8 +264,8 @@ print("gradient by ln π of both:", [f"{g:.4f}" for g in learning.grad[0].tolist
 # %% [markdown]
 # The module knows two variations, and one switch. *Label smoothing* thinks that a share ε of the comparisons is the
 # wrong way round: (1 - ε) · loss(h) + ε · loss(-h). Where is its lowest point? There σ(h) = 1 - ε, so
-# h = ln((1 - ε)/ε), and no further. *ipo* (Azar et al. 2023) is (h/β - 1/(2β))²: it asks for one difference, and more is
-# as bad as less. *dpo-norm* divides log-ratios by the number of tokens, as ipo does here; it comes in section 9.
+# h = ln((1 - ε)/ε), and no further. *ipo* (Azar et al. 2023) is (h/β - 1/(2β))²: it asks for one difference, and more
+# is as bad as less. *dpo-norm* divides log-ratios by the number of tokens, as ipo does here; it comes in section 9.
 
 # %%
 h = torch.linspace(-4, 8, 1201, dtype=torch.float64)
@@ -279,7 +279,8 @@ print(
 )
 
 # %% [markdown]
-# Their shapes. Only the first has no lowest point: it goes on, ever more slowly, as in section 1.
+# Their shapes. Only the first has no lowest point: it goes on, ever more slowly, as in section 1. On the right the
+# weight of a pair in DPO.
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(7, 2.7), layout="constrained")
@@ -316,10 +317,7 @@ preferred = torch.sigmoid(r4[:, None] - r4[None, :])  # (answers, answers): the 
 
 def dpo_on_all(log_p):
     told = beta * (log_p - p_ref.log())  # (answers,)
-    return (
-        -(preferred * F.logsigmoid(told[:, None] - told[None, :])).triu(1).sum()
-        - (preferred.T * F.logsigmoid(told[None, :] - told[:, None])).triu(1).sum()
-    )
+    return -(preferred * F.logsigmoid(told[:, None] - told[None, :])).sum()  # (answers, answers)
 
 
 paths = {"J, which knows r": descend(lambda log_p: -J(log_p.exp(), p_ref, r4, beta)), "DPO": descend(dpo_on_all)}
@@ -333,7 +331,7 @@ print("both arrive:", {name: path[-1] < 1e-3 for name, path in paths.items()})
 figure, axes = plt.subplots(figsize=(5, 2.5), layout="constrained")
 for (name, path), style in zip(paths.items(), ("-", "--")):
     axes.plot(range(1, 401), path, style, color="black", label=name)
-axes.set(xlabel="step", ylabel="distance from π*", yscale="log", ylim=(1e-5, 1))
+axes.set(xlabel="step", ylabel="distance from π*", yscale="log", xlim=(0, 250), ylim=(1e-5, 1))
 axes.legend(frameon=False)
 plt.show()
 
@@ -759,16 +757,17 @@ print({name: round(value, 2) for name, value in figures.items()})
 # answer become more probable?
 
 # %%
-figure, panels = plt.subplots(1, 2, figsize=(7.4, 2.8), layout="constrained")
+figure, panels = plt.subplots(1, 3, figsize=(9, 2.8), layout="constrained")
 steps = [step for step, _ in measured]
 panels[0].plot(steps, [0.1 * (c[:, 0] - c[:, 1]).mean() for _, c in measured], color="black", label="margin h")
 panels[0].plot(steps, [(c[:, 0] > c[:, 1]).mean() for _, c in measured], "--", color="black", label="accuracy")
-for side, style, name in ((0, "-", "chosen"), (1, "--", "rejected")):
+for side, style, name in ((1, "--", "rejected"), (0, "-", "chosen")):
     panels[1].plot(steps, [c[:, side].mean() for _, c in measured], style, color="black", label=name)
-panels[0].set(xlabel="step", ylabel="held-out pairs", ylim=(0, None))
-panels[1].set(xlabel="step", ylabel="change of ln π (nats)")
-for axes in panels:
-    axes.legend(frameon=False)
+panels[2].plot(steps, [c[:, 0].mean() for _, c in measured], color="black", label="chosen alone")
+panels[2].axhline(0, color="0.6", linewidth=0.8)
+for axes, label in zip(panels, ("held-out pairs", "change of ln π (nats)", "change of ln π (nats)")):
+    axes.set(xlabel="step", ylabel=label)
+    axes.legend(frameon=False, fontsize=9)
 plt.show()
 
 # %% [markdown]
@@ -776,6 +775,8 @@ plt.show()
 # at first, and then falls as well. The loss does not mind: it sees the difference alone.
 
 # %%
+risen = [float(change[:, 0].mean()) for _, change in measured]
+assert max(risen) > 0.02 and risen[-1] < max(risen) - 0.1
 assert moved[:, 1].mean() < -15 and abs(moved[:, 0].mean()) < 0.1 * abs(moved[:, 1].mean())
 print("the chosen answer's share of the movement is below a tenth")
 of_better, SORTS = judge(better, base), ("right", "other", "truncated", "endless", "none of these")
@@ -946,8 +947,8 @@ for axes, values in zip(panels, (margins, rights)):
     axes.plot(kls, values, "o-", color="black")
     for b, kl, value in zip(judged, kls, values):
         axes.annotate(f"{b:g}", (kl, value), xytext=(5, 4), textcoords="offset points", fontsize=8)
-    axes.set(xscale="log", xlabel="KL from the base (nats an answer)")
-panels[0].set(ylabel="margin h / β (nats)", ylim=(0, None))
+    axes.set(xscale="log", xlabel="KL from the base (nats an answer)", xlim=(0.4, 80))
+panels[0].set(ylabel="margin h / β (nats)", ylim=(0, 115))
 panels[1].set(ylabel="right answers", ylim=(0, 1))
 panels[1].legend(frameon=False)
 plt.show()
@@ -1010,7 +1011,8 @@ for kind, of in one_kind.items():
     print(f"{kind} alone:", *(repr(text) for text in sorted(of["texts"], key=len)[-2:] + of["texts"][:3]), sep="\n  ")
 
 # %% [markdown]
-# "Not stopping early" was learned as "not stopping", and "not these words again" as "not these words": *the* is in
+# The first did get what it was asked for: no answer is cut short any more, and some more are right. But
+# "not stopping early" was learned as "not stopping", and "not these words again" as "not these words": *the* is in
 # every right answer, mostly among the first words, and has become rare. Each kind alone makes its opposite fault; pairs
 # of all kinds hold each other in check, up to a point.
 #
@@ -1151,6 +1153,9 @@ axes.set(ylabel="share of the right answers")
 axes.legend(frameon=False, fontsize=9)
 plt.show()
 
+# %% [markdown]
+# In figures:
+
 # %% tags=["volatile"]
 for name, p in [*shown, ("chosen in pairs", chosen_share)]:
     mass = f"; all four together {found[name][1]:.2f}" if name in found else ""
@@ -1189,13 +1194,16 @@ objective.take_figures()
 print(f"kept {times['kept'] * 1e3:.0f} ms, alive {times['alive'] * 1e3:.0f} ms: ", end="")
 print(f"{times['alive'] / times['kept']:.2f} ×, and 8 / 6 = {8 / 6:.2f}")
 
+# %% [markdown]
+# And the memory, for the numbers and for the model that they stand for:
+
 # %%
 kept_bytes, model_bytes = 8 * len(learn_pairs), 4 * base.n_parameters
 assert pair_logprobs(base, learn_pairs, 64, HERE).nbytes == kept_bytes
 print(f"{kept_bytes:,} bytes kept for {len(learn_pairs):,} pairs; a second model has {model_bytes:,}")
 
 # %% [markdown]
-# For 7 billion parameters in bfloat16 it would be 14 GB against 8 bytes a pair.
+# For 7 billion parameters in bfloat16 a second model has 14 GB; the numbers are 8 bytes a pair at any size.
 #
 # ### The script does the same
 #
@@ -1217,6 +1225,9 @@ lines = [{"prompt": p.messages[0]["content"], "chosen": p.chosen, "rejected": p.
 (folder / "pairs.jsonl").write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
 where = {"model": str(folder / "base"), "data": str(folder / "pairs.jsonl"), "run": folder / "run"}
 options = TrainDPO(**where, steps=4, learning_rate=1e-3, precision="float32", device="cpu")
+
+# %% [markdown]
+# Its losses are in `metrics.jsonl`:
 
 # %%
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
