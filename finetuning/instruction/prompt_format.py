@@ -19,10 +19,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gpt_model.pretrained import CHAT_TEMPLATE
@@ -95,7 +96,7 @@ class PromptFormat:
 
     def __post_init__(self) -> None:
         try:
-            _environment().from_string(self.template)
+            _compiled(self.template)
         except TemplateError as error:
             raise ValueError(f"the chat template cannot be read ({error})") from None
 
@@ -160,7 +161,7 @@ class PromptFormat:
         return ids.encoded()
 
     def _render(self, messages: list[dict[str, Any]], ask: bool) -> str:
-        template = _environment().from_string(self.template)
+        template = _compiled(self.template)
         try:
             return template.render(
                 messages=messages, add_generation_prompt=ask, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT
@@ -211,6 +212,12 @@ class _Ids:
         self.waiting = ""
         self.ids += before + ids
         self.answer += [False] * len(before) + [said] * len(ids)
+
+
+@lru_cache(maxsize=16)
+def _compiled(template: str) -> Template:
+    """Compiling takes far longer than rendering one example, and there may be fifty thousand of them."""
+    return _environment().from_string(template)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import AutoTokenizer
 
 from finetuning.instruction.prompt_format import TEMPLATES, Encoded, Message, PromptFormat
@@ -159,3 +160,20 @@ def test_alpaca_s_layout_is_alpaca_s():
     with_input: Message = {"role": "user", "content": "Add.\n\n### Input:\n1 2"}
     text = PromptFormat.named("alpaca").text([with_input], ask=True)
     assert text == "### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n"
+
+
+def test_a_template_is_compiled_once_however_many_examples_there_are(tokenizer, monkeypatch):
+    compiled = []
+    from_string = ImmutableSandboxedEnvironment.from_string
+
+    def counting(environment, source, *rest, **named):
+        compiled.append(source)
+        return from_string(environment, source, *rest, **named)
+
+    monkeypatch.setattr(ImmutableSandboxedEnvironment, "from_string", counting)
+    own = "{# of this test alone #}" + TEMPLATES["chat"]
+    messages: list[Message] = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    texts = {PromptFormat(own).text(messages) for _ in range(3)}
+    PromptFormat(own).encode(tokenizer, messages)
+    assert texts == {PromptFormat.named("chat").text(messages)}
+    assert compiled.count(own) == 1
