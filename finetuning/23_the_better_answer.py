@@ -771,8 +771,8 @@ for axes, label in zip(panels, ("held-out pairs", "change of ln π (nats)", "cha
 plt.show()
 
 # %% [markdown]
-# Not at all. Nearly all of the margin is the rejected answer's fall, by dozens of nats. The chosen one rises a little
-# at first, and then falls as well. The loss does not mind: it sees the difference alone.
+# Not at all. Nearly all of the margin is the rejected answer's fall, by dozens of nats. The chosen one rises by
+# some tenths of a nat, and loses them again. The loss does not mind: it sees the difference alone.
 
 # %%
 risen = [float(change[:, 0].mean()) for _, change in measured]
@@ -943,10 +943,10 @@ kls, rights = ([of[name] for of in judged.values()] for name in ("KL", "right"))
 margins = [float((c[:, 0] - c[:, 1]).mean()) for c in changes.values()]
 figure, panels = plt.subplots(1, 2, figsize=(7.4, 2.9), layout="constrained")
 panels[1].axhline(of_base["right"], linestyle=":", color="0.4", label="base")
-for axes, values in zip(panels, (margins, rights)):
+for axes, values, side in zip(panels, (margins, rights), ("right", "center")):
     axes.plot(kls, values, "o-", color="black")
     for b, kl, value in zip(judged, kls, values):
-        axes.annotate(f"{b:g}", (kl, value), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        axes.annotate(f"{b:g}", (kl, value), xytext=(0, 7), textcoords="offset points", fontsize=8, ha=side)
     axes.set(xscale="log", xlabel="KL from the base (nats an answer)", xlim=(0.4, 80))
 panels[0].set(ylabel="margin h / β (nats)", ylim=(0, 115))
 panels[1].set(ylabel="right answers", ylim=(0, 1))
