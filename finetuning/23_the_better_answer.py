@@ -18,7 +18,7 @@
 # (Rafailov et al. 2023), learns from such comparisons with one line of loss. We derive the line on a set of four
 # answers, where everything can be computed, and see that it arrives where theory says. Then a small model learns by it.
 # There the rejected answers do become rare, and the chosen ones do not become frequent. We find out why, break it in
-# three ways, and look for the case where comparisons know something that good examples do not.
+# four ways, and look for the case where comparisons know something that good examples do not.
 #
 # | | |
 # |---|---|
@@ -262,7 +262,7 @@ torch.testing.assert_close(learning.grad, torch.tensor([[-weight, weight]]))
 print("gradient by ln π of both:", [f"{g:.4f}" for g in learning.grad[0].tolist()], f"by hand ∓{weight:.4f}")
 
 # %% [markdown]
-# The module knows two variations, and one switch. *Label smoothing* thinks that a share ε of the comparisons is the
+# The module knows three variations. *Label smoothing* thinks that a share ε of the comparisons is the
 # wrong way round: (1 - ε) · loss(h) + ε · loss(-h). Where is its lowest point? There σ(h) = 1 - ε, so
 # h = ln((1 - ε)/ε), and no further. *ipo* (Azar et al. 2023) is (h/β - 1/(2β))²: it asks for one difference, and more
 # is as bad as less. *dpo-norm* divides log-ratios by the number of tokens, as ipo does here; it comes in section 9.
@@ -492,8 +492,8 @@ corpus = [as_tokens(pair, pair.chosen if coin.random() < 0.7 else pair.rejected)
 print(f"{len(corpus):,} examples; the longest has {max(map(len, corpus))} tokens")
 
 # %% [markdown]
-# All learning here goes through the house's `TrainingLoop`, without a run's folder. An objective, batches by number,
-# and the flags of a script are all it needs. (Notebook 13 takes it apart.)
+# Nearly all learning here goes through the house's `TrainingLoop`, without a run's folder. An objective, batches by
+# number, and the flags of a script are all it needs. (Notebook 13 takes it apart.)
 
 # %%
 from finetuning.tuning import ExampleBatches, TuningOptions, blocks_of
@@ -630,9 +630,12 @@ print("less than what it has read:", of_base["right"] < 0.75)
 from finetuning.instruction.dpo import answer_lengths, encode_pair, pair_logprobs
 
 
+def make_pairs(names, times, kinds=KINDS):
+    return [make_pair(name, random.Random(f"pair {name} {i}"), kinds) for name in names for i in range(times)]
+
+
 def encoded(names, times, kinds=KINDS):
-    made = [make_pair(name, random.Random(f"pair {name} {i}"), kinds) for name in names for i in range(times)]
-    return [encode_pair(layout, tokenizer, pair, 64) for pair in made]
+    return [encode_pair(layout, tokenizer, pair, 64) for pair in make_pairs(names, times, kinds)]
 
 
 learn_pairs, test_pairs = encoded(known, 4), encoded(held_out, 4)
@@ -802,8 +805,8 @@ print("now   ", {sort: f"{of_better[sort]:.0%}" for sort in SORTS})
 # ## 8. Why the chosen answer falls
 #
 # Probabilities add up to 1, so what the rejected answer loses, others get. Nothing in the loss says who. In a table of
-# four answers (section 3) it was settled, because all had been compared. A model has uncountably many answers that are
-# in no pair, and one set of weights for all.
+# four answers (section 3) it was settled, because all had been compared. A model can give far more answers than there
+# are pairs, and has one set of weights for all.
 #
 # The smallest case by hand. Three answers, of length 1, 2 and 3, and *one* weight: π(y) ∝ e^(θ · length). The pair says
 # that 2 is better than 1. h = β · θ, so θ grows. At θ = ln 2 the three have 2 : 4 : 8 parts of 14. The chosen one fell
@@ -1049,11 +1052,12 @@ print(
 # section 9, or fewer? And what happens to the *rejected* ones, which it never sees?
 
 # %%
-answers = [as_tokens(make_pair(name, random.Random(0)), answer) for name in known for answer in RIGHT[name]]
+answers = [as_tokens(pair, pair.chosen) for pair in make_pairs(known, 4)]
 imitator, _ = imitate(copy.deepcopy(base), answers, 100, 1e-3)
 of_imitator = judge(imitator, base)
 moved_by_it = pair_logprobs(imitator, test_pairs, 64, HERE) - before
-assert of_imitator["right"] > judged[best]["right"] + 0.03 and of_imitator["KL"] < 2
+assert of_imitator["right"] > judged[best]["right"] + 0.03 and of_imitator["KL"] < judged[best]["KL"]
+assert (moved_by_it[:, 0] > moved_by_it[:, 1]).mean() > 0.95
 
 # %% [markdown]
 # Compared:
@@ -1089,7 +1093,7 @@ assert math.isclose(chosen_share.sum(), 1)
 
 # %% [markdown]
 # The recipe of the paper is to imitate first and to compare then. So the reference is now a model that mostly knows
-# what is right: 60 steps of imitation. Its wordings are equally frequent, about.
+# what is right: 60 steps of imitation. Its four wordings are about equally frequent.
 
 
 # %%
@@ -1220,7 +1224,7 @@ from finetuning.tuning import Tuning
 
 folder = Path(scratch.name)
 base.save_pretrained(folder / "base", tokenizer, beside=layout.beside())
-made = [make_pair(name, random.Random(f"pair {name} 0")) for name in known]
+made = make_pairs(known, 1)
 lines = [{"prompt": p.messages[0]["content"], "chosen": p.chosen, "rejected": p.rejected} for p in made]
 (folder / "pairs.jsonl").write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
 where = {"model": str(folder / "base"), "data": str(folder / "pairs.jsonl"), "run": folder / "run"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 
 from finetuning.exercises import ex23
 from finetuning.instruction.dpo import PreferenceLoss, answer_logprobs
+from gpt_model import GPT
 from utils.exercises import attempt
 
 
@@ -186,7 +188,7 @@ class Says:
 
 
 def logprob_of_the_module(logits, ids, answer):
-    return answer_logprobs(Says(logits), ids[None], answer[None])[0]
+    return answer_logprobs(cast(GPT, Says(logits)), ids[None], answer[None])[0]
 
 
 def without_its_end(logits, ids, answer):
