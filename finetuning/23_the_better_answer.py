@@ -862,8 +862,8 @@ for name, table in (("base", at_first), ("after DPO", later)):
     print(f"{name:10}", "; ".join(told))
 
 # %% [markdown]
-# At the start `up` is larger for every kind, and the chosen answer did rise at first. Later the two gradients have
-# grown alike, and `down` comes near `up` or passes it, by the kind. It is a local look: AdamW's steps are no plain
+# At the start `up` is larger for every kind, and the chosen answer did rise at first. Later both have grown, `down` far
+# more, and by the kind it is near `up`, above it or still below. It is a local look: AdamW's steps are not plain
 # gradient steps, and each pair is also moved by all others.
 
 # %%
