@@ -12,23 +12,7 @@ import torch.nn.functional as F
 from finetuning.exercises import ex23
 from finetuning.instruction.dpo import PreferenceLoss, answer_logprobs
 from gpt_model import GPT
-from utils.exercises import attempt
-
-
-def refuses(check, answer, message):
-    with pytest.raises(AssertionError, match=message):
-        check(answer)
-
-
-CHECKS = [getattr(ex23, name) for name in dir(ex23) if name.startswith("check_")]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_a_stub_is_told_that_it_is_one(check, capsys):
-    def stub(*arguments): ...
-
-    attempt(check, stub)
-    assert capsys.readouterr().out == "not solved yet: your function returns nothing: write its body, with a `return`\n"
+from tests.conftest import refuses
 
 
 def stable(r_a, r_b):
