@@ -1,1 +1,1 @@
-"""Instruction tuning of a pretrained model. Not built yet."""
+"""Instruction tuning of a pretrained model: formats, packing, training, preferences and evaluation."""
