@@ -15,7 +15,7 @@
 # so that it learns to answer, and how would we know that it does?**
 #
 # Ask a base model where somebody lives, and it may go on with the next question. The knowledge is there, and the habit
-# of answering is not. A few hundred examples can give it that habit (Ouyang et al. 2022). We make a small world in
+# of answering is not. Examples can give it that habit (Ouyang et al. 2022); here 160 will do. We make a small world in
 # which we know what the model has read, and so can tell a habit from knowledge, and both from learning by heart.
 #
 # | | |
@@ -258,10 +258,9 @@ from gpt_model.sampling import Sampling
 prompt = ask["home"].format(people["held out"][0])
 out = list(generate(base, tokenizer.encode_ordinary(prompt), 12, Sampling(temperature=0), stop={end}))
 continued = tokenizer.decode(out)
-assert facts[people["held out"][0]]["home"] not in continued and "?" in continued
-print(
-    "it answers:", facts[people["held out"][0]]["home"] in continued, "- it goes on with a question:", "?" in continued
-)
+answered = facts[people["held out"][0]]["home"] in continued
+assert "?" in continued and not answered
+print("it answers:", answered, "- it goes on with a question:", "?" in continued)
 
 # %% [markdown]
 # In its own words:
@@ -446,8 +445,9 @@ assert max(shares["before"]) < 0.05 and min(shares["after"][:2]) > 0.8 and share
 # %%
 figure, axes = plt.subplots(figsize=(5, 2.6), layout="constrained")
 for i, (when, some) in enumerate(shares.items()):
-    axes.bar(np.arange(3) + 0.38 * i - 0.19, some, 0.36, label=when, color=["0.75", "0.2"][i])
-axes.set(ylabel="exact match (share)", ylim=(0, 1.08))
+    bars = axes.bar(np.arange(3) + 0.38 * i - 0.19, some, 0.36, label=when, color=["0.75", "0.2"][i])
+    axes.bar_label(bars, [f"{share:.0%}" for share in some])
+axes.set(ylabel="exact match (share)", ylim=(0, 1.15))
 axes.set_xticks(range(3), sides)
 axes.legend(frameon=False)
 plt.show()
@@ -636,13 +636,14 @@ full_runs = [held_out_curve(everything, seed) for seed in (0, 1)]
 # %%
 assert min(exact(model, sides["taught"]) for model, _ in answer_runs + full_runs) > 0.95
 assert min(curve[-1] for _, curve in answer_runs) > max(curve[-1] for _, curve in full_runs) + 0.1
+assert all(max(curve) > curve[-1] + 0.05 for _, curve in full_runs)
 
 # %% tags=["volatile"]
 for name, runs in (("answers", answer_runs), ("everything", full_runs)):
     print(f"{name:11}", "; ".join(" ".join(f"{share:4.0%}" for share in curve) for _, curve in runs))
 
 # %% [markdown]
-# It is slower, and does not get there: later it falls again. What does it say instead? We sort the wrong answers by the
+# It is slower, comes near, and falls again as it goes on. What does it say instead? We sort the wrong answers by the
 # name in them.
 
 
@@ -664,9 +665,9 @@ assert wrong_answers["a taught one"] > 0.8 * sum(wrong_answers.values()) > 5
 print("wrong answers on everything:", wrong_answers, "- on answers alone:", whose(answer_runs[0][0]))
 
 # %% [markdown]
-# The facts are not forgotten; the *name* is. Asked about one person, it answers, rightly or not, about one of those
-# whom it was trained to see in prompts. A guess: to foresee the name in a prompt, it learns by heart who is asked
-# about. Test it in two halves: the answers and *only the names* of the prompts, and everything *but* the names.
+# Asked about a held-out person, it answers about one of those whom it saw in prompts. A guess: to foresee the name in
+# a prompt, it learns by heart who is asked about. Test it in two halves: the answers and *only the names* of the
+# prompts, and everything *but* the names.
 
 # %%
 name_ids = np.array([tokenizer.encode_ordinary(f" {name}")[0] for name in names])
@@ -693,8 +694,8 @@ plt.show()
 assert all(full_runs[0][1][-1] < curve[-1] for curve in halves.values())
 
 # %% [markdown]
-# Either half costs less than the whole, and neither is free. So the guess is a part of the truth: names alone, one
-# target in each example, do some of the damage, and so does the rest without them. Mark the limits, too: our prompts
+# Either half costs less than the whole. So the guess is a part of the truth at most: names alone, one target in each
+# example, do not explain it, and neither does the rest without them. It takes both. Mark the limits, too: our prompts
 # are few, and we go over them again and again. Shi et al. 2024 find that loss on instructions can *help*, where
 # instructions are long and answers short. The mask is a choice to measure; this project's default is the answers.
 #

@@ -39,7 +39,9 @@ def masked(ids, said):
 
 def of_the_module(ids, said):
     """`tokens_of` leaves out what stands after the last answer."""
-    targets = tokens_of(Encoded(ids, said), len(ids)).targets.tolist()
+    tokens = tokens_of(Encoded(ids, said), len(ids))
+    assert tokens is not None
+    targets = tokens.targets.tolist()
     return targets + [-100] * (len(ids) - 1 - len(targets))
 
 
@@ -227,13 +229,16 @@ def test_rouge_of(wrong, message):
     refuses(ex22.check_rouge_of, wrong, message)
 
 
+def known_judge(*verdicts):
+    """A judge that says these, one after the other."""
+    said = iter(verdicts)
+    return lambda prompt: f"[[{next(said)}]]"
+
+
 def outcomes_of_the_module(first, second):
-    """`compare` with a judge whose two verdicts are known."""
+    """`compare`, with judges whose two verdicts are known."""
     worth = {"win": 1.0, "moved": 0.5, "tie": 0.5, "loss": 0.0}
-    found = []
-    for pair in zip(first, second, strict=True):
-        verdicts = iter(pair)
-        found.append(worth[compare(lambda prompt, said=verdicts: f"[[{next(said)}]]", "?", "ours", "theirs")])
+    found = [worth[compare(known_judge(*pair), "?", "ours", "theirs")] for pair in zip(first, second, strict=True)]
     return sum(found) / len(found)
 
 
