@@ -14,23 +14,7 @@ from finetuning.instruction.answer_metrics import longest_common_subsequence, ro
 from finetuning.instruction.judge import compare
 from finetuning.instruction.packing import Tokens, packed, tokens_of
 from finetuning.instruction.prompt_format import Encoded
-from utils.exercises import attempt
-
-
-def refuses(check, answer, message):
-    with pytest.raises(AssertionError, match=message):
-        check(answer)
-
-
-CHECKS = [getattr(ex22, name) for name in dir(ex22) if name.startswith("check_")]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_a_stub_is_told_that_it_is_one(check, capsys):
-    def stub(*arguments): ...
-
-    attempt(check, stub)
-    assert capsys.readouterr().out == "not solved yet: your function returns nothing: write its body, with a `return`\n"
+from tests.conftest import refuses
 
 
 def masked(ids, said):
