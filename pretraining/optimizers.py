@@ -210,13 +210,32 @@ def _galore_optimizer(name: str, groups: list[dict[str, Any]], betas: tuple[floa
         raise ValueError(f"galore-adamw8bit runs on CUDA only, and the model is on {parameters[0].device.type}")
     import galore_torch  # here, because with it come transformers and bitsandbytes, some seconds that few runs need
 
+    made: torch.optim.Optimizer
     if name == "galore-adafactor":
-        return galore_torch.GaLoreAdafactor(
+        made = galore_torch.GaLoreAdafactor(
             groups, beta1=betas[0], scale_parameter=False, relative_step=False, warmup_init=False
         )
-    if name == "galore-adamw8bit":
-        return galore_torch.GaLoreAdamW8bit(groups, betas=betas)
-    return galore_torch.GaLoreAdamW(groups, betas=betas, no_deprecation_warning=True)
+    elif name == "galore-adamw8bit":
+        made = galore_torch.GaLoreAdamW8bit(groups, betas=betas)
+    else:
+        made = galore_torch.GaLoreAdamW(groups, betas=betas, no_deprecation_warning=True)
+    made.register_step_post_hook(_compact_projections)
+    return made
+
+
+def _compact_projections(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """After a decomposition, keeps the directions alone.
+
+    `galore-torch` keeps a view of all of them: the memory that it promises to save is still held. And the view lies in
+    columns, where one loaded from a file lies in rows; a processor may round their products differently.
+    """
+    for values in optimizer.state.values():
+        projector = values.get("projector")
+        if projector is None:
+            continue
+        matrix = projector.ortho_matrix
+        if not matrix.is_contiguous() or matrix.untyped_storage().nbytes() > matrix.nbytes:
+            projector.ortho_matrix = matrix.clone(memory_format=torch.contiguous_format)
 
 
 def state_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int:

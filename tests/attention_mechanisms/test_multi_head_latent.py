@@ -148,14 +148,14 @@ def test_latents_and_heads_that_make_no_sense_are_refused(n_head, d_latent, d_qu
 
 def test_without_norm_it_is_multi_head_attention_of_low_rank():
     torch.manual_seed(3)
-    attention = MultiHeadLatentAttention(32, 4, 12, 10, latent_norm=False).eval()
+    attention = MultiHeadLatentAttention(32, 4, 12, 10, latent_norm=False).double().eval()
     randomise(attention)
     assert not any("norm" in name for name, _ in attention.named_parameters())
     assert isinstance(attention.q_down, nn.Linear)
-    x = torch.randn(2, 7, 32)
+    x = torch.randn(2, 7, 32, dtype=torch.float64)
     w_q = attention.q_up.weight @ attention.q_down.weight
     w_k, w_v = attention.k_up.weight @ attention.kv_down.weight, attention.v_up.weight @ attention.kv_down.weight
-    classic = nn.MultiheadAttention(32, 4, batch_first=True)
+    classic = nn.MultiheadAttention(32, 4, batch_first=True, dtype=torch.float64)
     with torch.no_grad():
         assert classic.in_proj_weight is not None
         classic.in_proj_weight.copy_(torch.cat([w_q, w_k, w_v]))
@@ -163,7 +163,7 @@ def test_without_norm_it_is_multi_head_attention_of_low_rank():
         classic.out_proj.load_state_dict(attention.c_proj.state_dict())
     hidden = torch.ones(7, 7, dtype=torch.bool).triu(1)
     expected, _ = classic(x, x, x, attn_mask=hidden, need_weights=False)
-    torch.testing.assert_close(attention(x), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(attention(x), expected, rtol=1e-12, atol=1e-12)
     cache = attention.make_cache(2, 7)
     parts = [attention(part, cache) for part in x.split(1, dim=1)]
     torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=1e-5, atol=1e-6)

@@ -129,6 +129,19 @@ def test_galore_projects_the_matrices_and_keeps_less():
     assert state_bytes(optimizers) == 4 * (4 * 16 + 2 * 32 * 4)  # the projection, and two moments of (32, 4)
 
 
+@pytest.mark.parametrize("name", ["galore-adamw", "galore-adafactor"])
+def test_a_projection_holds_no_more_memory_than_its_directions(name):
+    model = tiny_gpt()
+    optimizers = make_optimizers(model, name, 0.1, 0.01, 0.1, galore=GaLore(rank=4, gap=3))
+    model(torch.arange(10)[None]).square().mean().backward()
+    optimizers[0].step()
+    matrices = [v["projector"].ortho_matrix for v in optimizers[0].state.values() if "projector" in v]
+    assert matrices
+    for matrix in matrices:
+        assert matrix.untyped_storage().nbytes() == 4 * matrix.numel()
+        assert matrix.is_contiguous()
+
+
 @pytest.mark.parametrize("name", ["muon", "adamw", "galore-adamw", "galore-adafactor"])
 def test_a_stored_state_goes_on_as_if_never_stored(name, tmp_path):
     def train(model, optimizers, seeds):
