@@ -26,7 +26,7 @@ ROWS = [
 def packed_catalogue() -> bytes:
     table = io.StringIO()
     csv.writer(table).writerows([COLUMNS, *ROWS])
-    return gzip.compress(table.getvalue().encode("utf-8"))
+    return gzip.compress(table.getvalue().encode("utf-8"), mtime=0)
 
 
 @pytest.fixture
@@ -63,7 +63,12 @@ def test_what_is_no_query_is_refused(query):
 def test_nothing_found_and_a_damaged_file_are_told(catalogue):
     with pytest.raises(ValueError, match="no book in the catalogue meets 'language=e'"):
         find_books("language=e", catalogue)  # a code, not a part of one
-    for data in (b"no gzip", gzip.compress(b"a,b\n1,2\n"), packed_catalogue()[:-9], gzip.compress(b"\xff\n")):
+    for data in (
+        b"no gzip",
+        gzip.compress(b"a,b\n1,2\n", mtime=0),
+        packed_catalogue()[:-9],
+        gzip.compress(b"\xff\n", mtime=0),
+    ):
         catalogue.write_bytes(data)
         with pytest.raises(ValueError, match="damaged or another file"):
             find_books("author=nobody", catalogue)
@@ -82,7 +87,9 @@ def test_it_is_fetched_once(tmp_path, monkeypatch):
     assert asked == ["https://www.gutenberg.org/cache/epub/feeds/pg_catalog.csv.gz"]
 
 
-@pytest.mark.parametrize("answer", [b"<html>busy</html>", gzip.compress(b"something else"), b"", OSError("no route")])
+@pytest.mark.parametrize(
+    "answer", [b"<html>busy</html>", gzip.compress(b"something else", mtime=0), b"", OSError("no route")]
+)
 def test_without_it_one_line_says_where_to_put_it(tmp_path, monkeypatch, answer):
     def fetch(url):
         if isinstance(answer, OSError):

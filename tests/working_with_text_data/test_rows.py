@@ -19,7 +19,7 @@ def written(path):
     if path.suffix == ".parquet":
         Dataset.from_list(ROWS).to_parquet(path)
     else:
-        path.write_bytes(gzip.compress(lines) if path.suffix == ".gz" else lines + b"\n")
+        path.write_bytes(gzip.compress(lines, mtime=0) if path.suffix == ".gz" else lines + b"\n")
     return path
 
 
@@ -38,7 +38,7 @@ def test_rows_come_back(tmp_path, name):
         ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl, line 1 is not JSON"),
         ("a.jsonl", b'["a"]\n', "line 1 is JSON, but no object"),
         ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz: broken gzip file"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-9], "broken gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99, mtime=0)[:-9], "broken gzip file"),
         ("a.parquet", b"PAR1 and then no more", "damaged or not Parquet"),
         ("a.jsonl", b'{"story": "a", "n": 1}\n', "row 1 has no column 'text': it has story, n"),
         ("a.jsonl", b'{"text": "a"}\n{"text": 1}\n', "row 2: 'text' is 1, not a text"),
