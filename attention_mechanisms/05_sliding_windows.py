@@ -1215,13 +1215,15 @@ attempt(check_append_chunk, append_chunk)
 #
 # ### Reading guide
 #
-# Start with `mask` in `sliding_window.py`: it is section 1, with sinks beside the window. A sink is added only once it
-# has left the window. Otherwise its key would be counted twice.
+# Start with `sinks_and_window` in `masks.py`: it is section 1, with sinks beside the window. A sink is added only once
+# it has left the window. Otherwise its key would be counted twice.
 
 # %%
 import inspect
 
-print(inspect.getsource(SlidingWindowAttention.mask))
+from attention_mechanisms.masks import sinks_and_window
+
+print(inspect.getsource(sinks_and_window).split('"""')[2])
 
 # %% [markdown]
 # `banded` is our `in_blocks`. Find the slice: `low` is begin - W + 1, moved by the keys that were there before the

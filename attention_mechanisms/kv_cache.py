@@ -28,12 +28,13 @@ the text begins, column - padding; rotary positions depend on distances alone, s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from attention_mechanisms.masks import visible
+from attention_mechanisms.masks import sinks_and_window, visible
 
 Device = torch.device | str
 
@@ -133,6 +134,39 @@ class Cache:
         for buffer in self.buffers:
             buffer.copy_(buffer[rows])
 
+    def row(self, i: int) -> Self:
+        """Row i alone, in the same memory: a cache of its own, empty."""
+        row = copy(self)
+        row.buffers = tuple(buffer[i : i + 1] for buffer in self.buffers)
+        row.padding, row.length = None, 0
+        return row
+
+    @property
+    def filled(self) -> int:
+        """Places of the buffers, along their last axis but one, that have something in them."""
+        return self.length
+
+    def swap(self, other: Self) -> None:
+        """Exchanges the contents with those of another row."""
+        n = max(self.filled, other.filled)
+        for mine, theirs in zip(self.buffers, other.buffers, strict=True):
+            kept = mine[..., :n, :].clone()
+            mine[..., :n, :] = theirs[..., :n, :]
+            theirs[..., :n, :] = kept
+        self.length, other.length = other.length, self.length
+
+    def copy_from(self, other: Self, length: int) -> None:
+        """Becomes a copy of the first `length` tokens of another row.
+
+        Raises:
+            ValueError: that row has fewer, or no longer keeps them all.
+        """
+        other.check_truncate(length)
+        n = min(length, other.filled)
+        for mine, theirs in zip(self.buffers, other.buffers, strict=True):
+            mine[..., :n, :] = theirs[..., :n, :]
+        self.length = length
+
     def check_truncate(self, length: int) -> None:
         """Raises the ValueError of `truncate`, and changes nothing."""
         if not 0 <= length <= self.length:
@@ -150,6 +184,10 @@ class Cache:
     def reset(self) -> None:
         """Forgets everything; the buffers stay."""
         self.length = 0
+
+    def advance(self) -> None:
+        """Takes note of a token that was written into the buffers from outside."""
+        self.length += 1
 
 
 class KVCache(Cache):
@@ -173,9 +211,18 @@ class KVCache(Cache):
         padding: Tensor | None = None,
     ) -> None:
         shape = (batch_size, n_kv_head, max_length, head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        super().__init__(max_length, padding, self.keys, self.values)
+        keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        super().__init__(max_length, padding, keys, values)
+
+    @property
+    def keys(self) -> Tensor:
+        """(batch, n_kv_head, max_length, head_dim)."""
+        return self.buffers[0]
+
+    @property
+    def values(self) -> Tensor:
+        """(batch, n_kv_head, max_length, head_dim)."""
+        return self.buffers[1]
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Adds the keys and values of new tokens and returns all that are kept, old and new.
@@ -216,8 +263,13 @@ class LatentCache(Cache):
         device: Device = "cpu",
         padding: Tensor | None = None,
     ) -> None:
-        self.latents = torch.zeros((batch_size, max_length, d_latent + d_rope), dtype=dtype, device=device)
-        super().__init__(max_length, padding, self.latents)
+        latents = torch.zeros((batch_size, max_length, d_latent + d_rope), dtype=dtype, device=device)
+        super().__init__(max_length, padding, latents)
+
+    @property
+    def latents(self) -> Tensor:
+        """(batch, max_length, d_latent + d_rope)."""
+        return self.buffers[0]
 
     def append(self, latents: Tensor) -> Tensor:
         """Adds new tokens' latents with their rotary keys, and returns all that are kept.
@@ -248,8 +300,7 @@ class StaticKVCache(KVCache):
     """
 
     def __init__(self, cache: KVCache) -> None:
-        self.keys, self.values = cache.keys, cache.values
-        self.buffers = (self.keys, self.values)
+        self.buffers = cache.buffers
         self.max_length, self.padding = cache.max_length, cache.padding
         self.length = torch.tensor(cache.length, device=self.keys.device)  # type: ignore[assignment]
         for tensor in (self.keys, self.values, self.length):
@@ -301,10 +352,19 @@ class RollingCache(Cache):
     ) -> None:
         self.window, self.n_sink = min(window, max_length), n_sink
         shape = (batch_size, n_kv_head, n_sink + self.window, head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
         self.longest = 0  # the length up to which slots were written, whatever was truncated since
-        super().__init__(max_length, padding, self.keys, self.values)
+        super().__init__(max_length, padding, keys, values)
+
+    @property
+    def keys(self) -> Tensor:
+        """(batch, n_kv_head, n_sink + window, head_dim): the sinks, then the ring."""
+        return self.buffers[0]
+
+    @property
+    def values(self) -> Tensor:
+        """(batch, n_kv_head, n_sink + window, head_dim), as the keys."""
+        return self.buffers[1]
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Adds new tokens, and returns the keys and values that these may need.
@@ -377,6 +437,44 @@ class RollingCache(Cache):
         first = torch.arange(self.n_sink, device=device)[None]
         return first if self.padding is None else first + self.padding[:, None]
 
+    def advance(self) -> None:
+        """Takes note of a token that was written into the buffers from outside."""
+        super().advance()
+        self.longest = max(self.longest, self.length)
+
+    def newest_mask(self) -> Tensor | None:
+        """Which slots the last token sees, bool (batch or 1, 1, 1, slots); None where it sees all that are filled."""
+        some_sinks_are_near = self.n_sink and self.length < self.window + self.n_sink
+        if not some_sinks_are_near and self.padding is None:
+            return None
+        device = self.keys.device
+        newest = torch.tensor([self.length - 1], device=device)
+        return sinks_and_window(newest, self.ring_positions(), self.window, self.sink_positions(device), self.padding)
+
+    def row(self, i: int) -> Self:
+        """Row i alone, in the same memory: a cache of its own, empty."""
+        row = super().row(i)
+        row.longest = 0
+        return row
+
+    @property
+    def filled(self) -> int:
+        """Slots that have something in them."""
+        return self.n_sink + min(self.longest, self.window) if self.longest else 0
+
+    def swap(self, other: Self) -> None:
+        """Exchanges the contents with those of another row."""
+        super().swap(other)
+        self.longest, other.longest = other.longest, self.longest
+
+    def copy_from(self, other: Self, length: int) -> None:
+        """Becomes a copy of the first `length` tokens of another row, with all that this keeps of them."""
+        other.check_truncate(length)
+        n = other.filled  # slots do not follow one another as positions do
+        for mine, theirs in zip(self.buffers, other.buffers, strict=True):
+            mine[..., :n, :] = theirs[..., :n, :]
+        self.length, self.longest = length, other.longest
+
     def check_truncate(self, length: int) -> None:
         """Raises ValueError too where the tokens before `length` have left the window."""
         super().check_truncate(length)
@@ -435,6 +533,22 @@ class LayerCaches:
         """
         columns = self.length + torch.arange(n_new, device=device)
         return columns if self.padding is None else (columns - self.padding[:, None]).clamp(min=0)
+
+    def row(self, i: int) -> LayerCaches:
+        """Row i alone, in the same memory, as caches of their own that are empty. For texts that come and go."""
+        return LayerCaches([layer.row(i) for layer in self.layers])
+
+    def swap(self, other: LayerCaches) -> None:
+        """Exchanges what is kept of this row, in every layer, with another row."""
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            mine.swap(theirs)
+
+    def copy_from(self, other: LayerCaches, length: int) -> None:
+        """Becomes a copy of the first `length` tokens of another row, in every layer or, if one cannot, in none."""
+        for theirs in other.layers:
+            theirs.check_truncate(length)
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            mine.copy_from(theirs, length)
 
     def select_rows(self, rows: Tensor) -> None:
         """Row i becomes a copy of what row `rows[i]` was, in every layer. int64 (batch,); rows of one length."""

@@ -102,3 +102,26 @@ def visible(
     if window is not None:
         near = near & ((key > query - window) | (key < first + n_sink))
     return near if padding is None else (near & (key >= first)) | (key == query)
+
+
+def sinks_and_window(
+    query_positions: Tensor, key_positions: Tensor, window: int, sinks: Tensor, padding: Tensor | None = None
+) -> Tensor:
+    """`visible` of a window, for keys that stand behind the sinks: a sink is seen once it has left the window.
+
+    Before that it is among the other keys too, and would count twice.
+
+    Args:
+        query_positions: int64 (n_query,).
+        key_positions: int64 (n_key,), of the keys behind the sinks, in any order.
+        sinks: int64 (batch or 1, n_sink), the positions of the sinks.
+        padding: int64 (batch,), columns that are no text.
+
+    Returns:
+        bool (batch or 1, 1, n_query, n_sink + n_key).
+    """
+    near = visible(query_positions, key_positions, window, padding=padding)  # (batch or 1, 1, n_query, n_key)
+    if not sinks.shape[1]:
+        return near
+    far = sinks[:, None, None, :] <= query_positions[:, None] - window  # (batch or 1, 1, n_query, n_sink)
+    return torch.cat([far.expand(near.shape[0], -1, -1, -1), near], dim=3)

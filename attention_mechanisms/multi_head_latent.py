@@ -134,8 +134,8 @@ class MultiHeadLatentAttention(nn.Module):
         dropout = self.attention_dropout if self.training else 0.0
         # Absorbed, a query costs 2 · d_latent a key and head in place of 2 · head_dim. Expanded, each key and value is
         # made first, which costs 2 · d_latent · head_dim a head. So few queries are absorbed and many are not.
-        absorb = start > 0 and tokens * (self.d_latent - self.head_dim) < self.d_latent * self.head_dim
-        if absorb:
+        few = tokens * (self.d_latent - self.head_dim) < self.d_latent * self.head_dim
+        if few and latents.shape[1] > tokens:
             q, k, v = self.absorbed(q, latents)
             y = fast_attention(q, k, v, mask, mask is None, dropout, self.scale)[..., : self.d_latent]
             y = y @ self.per_head(self.v_up).transpose(1, 2)  # (batch, n_head, tokens, head_dim)

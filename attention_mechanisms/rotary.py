@@ -55,7 +55,8 @@ class Rotary:
 
         Args:
             x: (…, tokens, dim).
-            start: a tensor with one number, as a `StaticKVCache` has it, is not checked.
+            start: for all rows; or int64 (batch,), for each of `x` (batch, …, tokens, dim) its own. A tensor, with one
+                number as a `StaticKVCache` has it or with several, is not checked.
 
         Returns:
             The same shape and dtype.
@@ -67,7 +68,10 @@ class Rotary:
         table = _constant_table(self.dim, self.max_length, self.base, x.device)  # (2, max_length, dim / 2)
         if not isinstance(start, Tensor) and start + n_tokens > self.max_length:
             raise ValueError(f"{start + n_tokens} tokens are more than the model's context of {self.max_length}")
-        if isinstance(start, Tensor) or torch.compiler.is_compiling():  # a slice would make `start` part of the graph
+        if isinstance(start, Tensor) and start.ndim:
+            at = start[:, None] + torch.arange(n_tokens, device=x.device)  # (batch, tokens)
+            cos, sin = table[:, at.view(len(at), *[1] * (x.ndim - 3), n_tokens)]  # (batch, …, tokens, dim / 2)
+        elif isinstance(start, Tensor) or torch.compiler.is_compiling():  # a slice would make `start` part of the graph
             cos, sin = table[:, start + torch.arange(n_tokens, device=x.device)]  # (tokens, dim / 2)
         else:
             cos, sin = table[:, start : start + n_tokens]

@@ -31,7 +31,7 @@ from attention_mechanisms.attend import fast_attention
 from attention_mechanisms.cost import AttentionCost
 from attention_mechanisms.grouped_query import GroupedQueryAttention
 from attention_mechanisms.kv_cache import KVCache, RollingCache
-from attention_mechanisms.masks import causal_mask, visible, windowed
+from attention_mechanisms.masks import causal_mask, sinks_and_window, windowed
 from attention_mechanisms.rotary import Rotary
 
 _BLOCK = 128  # queries computed together: larger reads more keys in vain, smaller makes more calls
@@ -99,11 +99,7 @@ class SlidingWindowAttention(GroupedQueryAttention):
             end = start + tokens
             positions = torch.arange(end - (k.shape[2] - self.n_sink), end, device=x.device)
             return self.merge(self.banded(q, k, v, start, positions, cache.sink_positions(x.device), cache.padding))
-        some_sinks_are_near = self.n_sink and start < self.window + self.n_sink - 1
-        if some_sinks_are_near or cache.padding is not None:
-            at, sinks = torch.tensor([start], device=x.device), cache.sink_positions(x.device)
-            mask = self.mask(at, cache.ring_positions(), sinks, cache.padding)
-        return self.merge(fast_attention(q, k, v, mask, dropout=self.dropout_now))
+        return self.merge(fast_attention(q, k, v, cache.newest_mask(), dropout=self.dropout_now))
 
     def whole_text(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attention without a cache, for training: q (batch, n_head, tokens, head_dim), k and v of the same tokens."""
@@ -156,18 +152,9 @@ class SlidingWindowAttention(GroupedQueryAttention):
             else:
                 some_k, some_v = k[:, :, near], v[:, :, near]
             at = torch.arange(start + begin, start + begin + queries.shape[2], device=q.device)
-            mask = self.mask(at, positions[low:end], sinks, padding)
+            mask = sinks_and_window(at, positions[low:end], self.window, sinks, padding)
             blocks.append(fast_attention(queries, some_k, some_v, mask, dropout=self.dropout_now))
         return torch.cat(blocks, dim=2)
-
-    def mask(self, queries: Tensor, keys: Tensor, sinks: Tensor, padding: Tensor | None) -> Tensor:
-        """bool (batch or 1, 1, n_query, n_sink + n_key), from positions: a sink is seen once it has left the window."""
-        assert self.window is not None
-        near = visible(queries, keys, self.window, padding=padding)  # (batch or 1, 1, n_query, n_key)
-        if not sinks.shape[1]:
-            return near
-        far = sinks[:, None, None, :] <= queries[:, None] - self.window  # (batch or 1, 1, n_query, n_sink)
-        return torch.cat([far.expand(near.shape[0], -1, -1, -1), near], dim=3)
 
     def reference(self, x: Tensor, mask: Tensor | None = None, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`forward` without a cache, with a whole mask, and the attention weights (batch, n_head, tokens, tokens)."""
