@@ -161,13 +161,19 @@ class Sampler:
     Args:
         settings: one for each text.
         device: where the logits are.
+        generators: where each text's uniform numbers come from, `random_source` of its seed; new ones if not given.
     """
 
-    def __init__(self, settings: Sequence[Sampling], device: Device = "cpu") -> None:
+    def __init__(
+        self,
+        settings: Sequence[Sampling],
+        device: Device = "cpu",
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> None:
         self.settings = list(settings)
         self.penalises = any(s.penalises for s in settings)
         self.greedy = all(s.temperature == 0 for s in settings)
-        self.generators = [_generator(s.seed) for s in settings]
+        self.generators = [random_source(s.seed) for s in settings] if generators is None else list(generators)
         self.device = torch.device(device)
         self.temperature = self._column("temperature")
         self.repetition, self.frequency, self.presence = (
@@ -223,7 +229,7 @@ class Sampler:
         return invert(self.probabilities(adjusted), self.uniforms())
 
 
-def _generator(seed: int | None) -> torch.Generator:
+def random_source(seed: int | None) -> torch.Generator:
     """A source of uniform numbers on the CPU; from the system's entropy without a seed."""
     generator = torch.Generator()
     if seed is None:
