@@ -12,8 +12,10 @@ from pathlib import Path
 from finetuning.instruction.prompt_format import Message, PromptFormat
 from gpt_model import GPT
 from gpt_model.generate import generate_tokens
+from gpt_model.pretrained import MADE_BY
 from gpt_model.sampling import Sampling
 from utils.errors import UserError
+from utils.files import read_json
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 
 
@@ -63,3 +65,10 @@ def require_layout(folder: Path | str) -> PromptFormat:
             "python gpt_model/generate.py, or teach it with python finetuning/instruction/train_instruct.py"
         )
     return layout
+
+
+def learned_system_prompt(folder: Path) -> str:
+    """What stood before each conversation in training, as a model folder tells; "" where it does not."""
+    path = folder / MADE_BY
+    options = read_json(path).get("options") if path.is_file() else None
+    return str(options.get("system_prompt", "")) if isinstance(options, dict) else ""

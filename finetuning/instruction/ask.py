@@ -14,10 +14,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from finetuning.instruction.answering import answers, exactly, require_layout
+from finetuning.instruction.answering import answers, exactly, learned_system_prompt, require_layout
 from finetuning.instruction.prompt_format import Message
 from gpt_model import load_model, load_tokenizer
-from gpt_model.pretrained import MADE_BY, find_folder
+from gpt_model.pretrained import find_folder
 from gpt_model.sampling import Sampling
 from utils.devices import pick_device
 from utils.errors import UserError, run_command
@@ -76,13 +76,6 @@ def kept_questions(folder: Path, n: int) -> list[dict[str, Any]]:
         raise UserError(f"{path} is missing, which a run writes beside its model: ask a question of your own")
     kept = read_json(path)
     return [one for side in ("trained", "held out") for one in [k for k in kept if k["side"] == side][:n]]
-
-
-def learned_system_prompt(folder: Path) -> str:
-    """What stood before each conversation in training, as a model folder tells; "" where it does not."""
-    path = folder / MADE_BY
-    options = read_json(path).get("options") if path.is_file() else None
-    return str(options.get("system_prompt", "")) if isinstance(options, dict) else ""
 
 
 def main(options: Ask) -> None:

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetuning.instruction.answering import answers, exactly
-from finetuning.instruction.ask import Ask, learned_system_prompt
+from finetuning.instruction.answering import answers, exactly, learned_system_prompt
+from finetuning.instruction.ask import Ask
 from finetuning.instruction.ask import main as ask
 from finetuning.instruction.packing import tokens_of
 from finetuning.instruction.prompt_format import PromptFormat
