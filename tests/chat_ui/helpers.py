@@ -12,8 +12,6 @@ from gpt_model import GPT, GPTConfig
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 
 WORDS = "What does len do? Return the number of items. The cat sat on the mat. ### Response: é 日本 👩‍👩‍👧"
-    "What does len do? Return the number of items. The cat sat on the mat. é 日本 👩‍👩‍👧 ### Instruction: Response: "
-)
 
 
 @cache
