@@ -22,8 +22,8 @@ from utils.errors import UserError
 GREEDY = Wish(12, Sampling(temperature=0))
 
 
-def engine(layout: Any = "alpaca", **more: Any) -> ChatEngine:
-    return ChatEngine(tiny_model(), tokenizer(), PromptFormat.named(layout) if layout else None, "tiny", **more)
+def engine(layout: Any = "alpaca", context: int = 96, **more: Any) -> ChatEngine:
+    return ChatEngine(tiny_model(context), tokenizer(), PromptFormat.named(layout) if layout else None, "tiny", **more)
 
 
 def user(text: str) -> Message:
@@ -114,7 +114,7 @@ def test_the_oldest_turns_give_way_and_the_system_message_stays():
 
 
 def test_a_second_turn_reads_what_is_new_alone():
-    chat = engine()
+    chat = engine(context=200)
     first = chat.prompt([user("The cat sat")], 12)
     answer, text = collect(chat, first, GREEDY)
     assert answer.n_reused == 0
