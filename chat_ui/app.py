@@ -1,0 +1,457 @@
+"""The chat in the browser, on the models of this machine.
+
+chainlit run chat_ui/app.py            # from the repository's root; or make chat
+
+Everything that has to do with a model is in `chat_engine.py`, which knows no web framework; here is what the page
+needs. Tokens come from the engine's thread into an asyncio queue, so nothing here blocks, and who writes to one person
+does not keep another waiting. An answer is written by a task of its own, which no lost connection and no stop button
+breaks off in the middle: these cancel the *answer*, it ends at its next token, and the task puts away what there is.
+
+Where things are kept: `runs/chat/`, or `$SCRATCHBOOK_RUNS/chat/`. `$SCRATCHBOOK_DEVICE` picks the processor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import chainlit as cl
+import chainlit.server
+from chainlit.chat_context import chat_contexts
+from chainlit.config import APP_ROOT, config
+from chainlit.input_widget import InputWidget, NumberInput, Slider, TextInput
+from chainlit.types import ThreadDict
+from starlette.datastructures import Headers
+
+from attention_mechanisms.attention_maps import to_png
+from chat_ui.accounts import Accounts, chat_folder, session_secret
+from chat_ui.chat_engine import Answer, Busy, ChatEngine
+from chat_ui.conversation import DEFAULTS, Figures, conversation, goes_on, is_answer, metadata_of, wish_from
+from chat_ui.history import History
+from chat_ui.look_inside import MOST_TOKENS, candidates, draw_attention, draw_candidates
+from chat_ui.models import MAKE_ONE, Choice, Models
+from chat_ui.own_pages_only import OwnPagesOnly, without_links_elsewhere
+from chat_ui.starters import starters
+from utils.devices import pick_device
+from utils.errors import UserError, one_line
+
+_PATIENCE = 10  # seconds that a lost connection may take to come back before its answer is cancelled
+_NOTHING = "nothing trained yet"
+
+
+def begin() -> tuple[Models, Accounts]:
+    """Checks what has to be right before anybody is served, and sets up what all share."""
+    if Path(APP_ROOT).resolve() != Path(__file__).resolve().parent:
+        raise UserError("start the chat from the repository's root, `chainlit run chat_ui/app.py`, or by `make chat`")
+    accounts = Accounts(chat_folder() / "accounts.json")
+    if not accounts.read() and not _is_loopback(config.run.host):
+        raise UserError(
+            f"--host {config.run.host} can be reached from other machines, and nobody has to log in: add an account "
+            "first, python chat_ui/accounts.py --add NAME"
+        )
+    os.environ.setdefault("CHAINLIT_AUTH_SECRET", session_secret(chat_folder() / "secret"))
+    chainlit.server.app.add_middleware(OwnPagesOnly)
+    page = chainlit.server.get_html_template
+    chainlit.server.get_html_template = lambda root_path: without_links_elsewhere(page(root_path))
+    return Models(chat_folder().parent, pick_device(os.environ.get("SCRATCHBOOK_DEVICE", "auto"))), accounts
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+try:
+    models, accounts = begin()
+except (UserError, ValueError, OSError) as error:
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    sys.exit(2)
+
+
+# Who is there
+
+
+if accounts.read():
+
+    @cl.password_auth_callback
+    async def log_in(name: str, password: str) -> cl.User | None:
+        """A wrong password costs a second."""
+        if await asyncio.to_thread(accounts.check, name, password):
+            return cl.User(identifier=name)
+        await asyncio.sleep(1)
+        return None
+
+else:
+
+    @cl.header_auth_callback
+    async def whoever_sits_here(headers: Headers) -> cl.User | None:
+        """Nobody has to log in; but under another name this machine is not spoken to (DNS rebinding)."""
+        name = headers.get("host", "").rsplit(":", 1)[0].strip("[]")
+        return cl.User(identifier="you") if _is_loopback(name) else None
+
+
+@cl.data_layer
+def history() -> History:
+    """Where conversations are kept."""
+    return History(chat_folder() / "history.sqlite")
+
+
+# What can be picked
+
+
+@cl.set_chat_profiles
+async def profiles(user: cl.User | None, language: str | None) -> list[cl.ChatProfile]:
+    """A profile for each model."""
+    found = await asyncio.to_thread(models.choices)
+    ours = [choice for choice in found if choice.source != choice.name]
+    listed = [
+        cl.ChatProfile(
+            name=choice.name,
+            markdown_description=choice.about,
+            icon="/public/favicon.svg",
+            default=bool(ours) and choice == ours[0],
+            starters=[cl.Starter(label=label, message=text) for label, text in starters(choice)],
+        )
+        for choice in found
+    ]
+    if not ours:
+        about = f"There is no model in `{models.runs}`: {MAKE_ONE}"
+        listed.insert(0, cl.ChatProfile(name=_NOTHING, markdown_description=about, default=True))
+    return listed
+
+
+def chosen() -> Choice:
+    """The model of this conversation.
+
+    Raises:
+        UserError: there is none, or it is gone.
+    """
+    name = cl.user_session.get("chat_profile")
+    found = {choice.name: choice for choice in models.choices()}
+    if name in found:
+        return found[name]
+    if name in (None, _NOTHING):
+        raise UserError(
+            f"there is no model here yet: {MAKE_ONE}; then reload this page. With a network, pick gpt2 above instead"
+        )
+    raise UserError(f"the model {name} is gone from {models.runs}: pick another one above, or make one, {MAKE_ONE}")
+
+
+def widgets(choice: Choice, values: dict[str, Any]) -> list[InputWidget]:
+    """The settings of a conversation."""
+    now = {**DEFAULTS, **values}
+    shown: list[InputWidget] = [
+        Slider(
+            id="temperature",
+            label="Temperature",
+            initial=float(now["temperature"]),
+            min=0,
+            max=2,
+            step=0.05,
+            description="Below 1 is safer, above 1 is wilder; 0 always takes the most probable token.",
+        ),
+        NumberInput(
+            id="top_k", label="Top-k", initial=now["top_k"], description="Only the k most probable tokens; 0 for all."
+        ),
+        Slider(
+            id="top_p",
+            label="Top-p",
+            initial=float(now["top_p"]),
+            min=0.05,
+            max=1,
+            step=0.05,
+            description="Only the fewest tokens that have this probability together.",
+        ),
+        Slider(
+            id="min_p",
+            label="Min-p",
+            initial=float(now["min_p"]),
+            min=0,
+            max=1,
+            step=0.01,
+            description="Only tokens at least this fraction as probable as the best.",
+        ),
+        Slider(
+            id="repetition_penalty",
+            label="Repetition penalty",
+            initial=float(now["repetition_penalty"]),
+            min=1,
+            max=2,
+            step=0.05,
+            description="Above 1, tokens that are in the text already become less probable.",
+        ),
+        NumberInput(
+            id="max_new_tokens", label="Tokens at most", initial=now["max_new_tokens"], description="Of one answer."
+        ),
+        TextInput(
+            id="seed",
+            label="Seed",
+            initial=str(now["seed"]),
+            description="A whole number: with the same one the same text comes again. Empty: another each time.",
+        ),
+    ]
+    if choice.answers:
+        shown.append(
+            TextInput(
+                id="system_prompt",
+                label="System prompt",
+                initial=str(now["system_prompt"]),
+                multiline=True,
+                description="Stands before the conversation.",
+            )
+        )
+    return shown
+
+
+# A conversation
+
+
+@cl.on_chat_start
+async def start() -> None:
+    """A new conversation: its settings, and the model on its way into memory."""
+    try:
+        choice = await asyncio.to_thread(chosen)
+    except UserError as error:
+        await tell(error)
+        return
+    await cl.ChatSettings(widgets(choice, {"system_prompt": models.system_prompt(choice.source)})).send()
+    if choice.source != choice.name:  # what the hub would have to be asked for waits for the first message
+        _in_background(asyncio.to_thread(models.engine, choice.source))
+
+
+@cl.on_chat_resume
+async def resume(thread: ThreadDict) -> None:
+    """An old conversation: its settings and, once the page shows it, the buttons under its answers."""
+    try:
+        choice = await asyncio.to_thread(chosen)
+    except UserError as error:
+        await tell(error)
+        return
+    await cl.ChatSettings(widgets(choice, dict(cl.user_session.get("chat_settings") or {}))).send()
+
+    async def add_buttons() -> None:
+        await asyncio.sleep(0.5)
+        for message in cl.chat_context.get():
+            if is_answer(message):
+                await add_actions(message)
+
+    _in_background(add_buttons())
+
+
+@cl.on_message
+async def asked(message: cl.Message) -> None:
+    """A message of a person, new or edited: an answer."""
+    before = [one for one in cl.chat_context.get() if one.id != message.id]
+    await write_answer(conversation_until(message, before), message.content)
+
+
+def conversation_until(message: cl.Message, before: list[cl.Message]) -> list[cl.Message]:
+    """What is on the screen up to a message, and that."""
+    return [*before, message]
+
+
+async def write_answer(shown: list[cl.Message], text: str, attempt: int = 0, more_of: cl.Message | None = None) -> None:
+    """Writes an answer below what is `shown`, and comes back when it is there.
+
+    Args:
+        text: what a base model continues.
+        attempt: how often it was written before.
+        more_of: an answer that goes on, in place of a new one.
+    """
+    task = asyncio.create_task(_write_answer(shown, text, attempt, more_of))
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
+    await asyncio.shield(task)  # the stop button cancels who waits here; the answer ends by itself
+
+
+async def _write_answer(shown: list[cl.Message], text: str, attempt: int, more_of: cl.Message | None) -> None:
+    settings = dict(cl.user_session.get("chat_settings") or {})
+    try:
+        choice = await asyncio.to_thread(chosen)
+        if not text.strip() and more_of is None:
+            raise UserError("the message is empty: write something")
+        wish = wish_from(settings, slide=not choice.answers, attempt=attempt)
+        engine = await asyncio.to_thread(models.engine, choice.source)
+        if more_of is not None:
+            prompt = goes_on(more_of.metadata or {}, engine.context_length)
+        else:
+            turns = conversation(shown, str(settings.get("system_prompt", "") or ""))
+            prompt = await asyncio.to_thread(engine.prompt, turns if engine.layout else text, wish.max_new_tokens)
+        answer, pieces = engine.stream(prompt, wish)
+    except (UserError, Busy) as error:
+        await tell(error)
+        return
+    cl.user_session.set("answer", answer)
+    reply = cl.Message("")
+    try:
+        async for piece in pieces:
+            await reply.stream_token(piece.text)
+    except Exception as error:  # inside the engine; out of memory, say
+        await tell(error)
+    finally:
+        answer.cancel()
+        cl.user_session.set("answer", None)
+    reply.metadata = metadata_of(answer, choice.source, attempt)
+    await reply.send()
+    await add_actions(reply)
+
+
+async def tell(error: Exception) -> None:
+    """What went wrong, in a line, as a notice that the model never reads."""
+    await cl.ErrorMessage(one_line(error)).send()
+
+
+async def add_actions(message: cl.Message) -> None:
+    """The buttons under an answer."""
+    metadata = message.metadata or {}
+    figures, payload = Figures(**metadata["answer"]), {"message": message.id}
+    buttons = [
+        cl.Action(name="figures", label=figures.short(), tooltip=figures.long(), icon="gauge", payload=payload),
+        cl.Action(name="look_inside", label="Look inside", icon="microscope", payload=payload),
+        cl.Action(name="regenerate", label="Regenerate", icon="refresh-cw", payload=payload),
+    ]
+    if figures.finish in ("length", "cancelled", "context"):
+        buttons.append(cl.Action(name="go_on", label="Go on", icon="arrow-right", payload=payload))
+    for button in buttons:
+        await button.send(for_id=message.id)
+
+
+# Buttons
+
+
+def find(action: cl.Action) -> tuple[list[cl.Message], cl.Message]:
+    """The messages on the screen up to an answer, and the answer.
+
+    Raises:
+        UserError: it is gone.
+    """
+    shown = cl.chat_context.get()
+    for i, message in enumerate(shown):
+        if message.id == action.payload.get("message") and is_answer(message):
+            return shown[:i], message
+    raise UserError("this answer is not there any more: reload the page")
+
+
+@cl.action_callback("figures")
+async def show_figures(action: cl.Action) -> None:
+    """All figures of an answer, as a note in the corner."""
+    try:
+        _, message = find(action)
+        await cl.context.emitter.send_toast(Figures(**(message.metadata or {})["answer"]).long())
+    except UserError as error:
+        await tell(error)
+
+
+@cl.action_callback("look_inside")
+async def look_inside(action: cl.Action) -> None:
+    """The pictures of an answer, in the side bar."""
+    try:
+        _, message = find(action)
+        metadata = message.metadata or {}
+        engine = await asyncio.to_thread(models.engine, metadata["model"])
+        pictures = await asyncio.to_thread(_pictures, engine, metadata["prompt_ids"], metadata["ids"])
+    except UserError as error:
+        await tell(error)
+        return
+    await cl.ElementSidebar.set_title("Look inside")
+    await cl.ElementSidebar.set_elements(
+        [cl.Image(name=name, content=png, display="side", size="large", mime="image/png") for name, png in pictures],
+        key=message.id,
+    )
+
+
+def _pictures(engine: ChatEngine, prompt: list[int], answer: list[int]) -> list[tuple[str, bytes]]:
+    if not answer:
+        raise UserError("there is no token to look into")
+    some = candidates(engine.model, prompt, answer)
+    first = len(answer) - len(some)
+    shown = some[:MOST_TOKENS]
+    name = f"tokens {first + 1} to {first + len(shown)} of {len(answer)}"
+    return [
+        (name, to_png(draw_candidates(shown, engine.tokenizer, first))),
+        ("attention at the end", to_png(draw_attention(engine.model, engine.tokenizer, [*prompt, *answer]))),
+    ]
+
+
+@cl.action_callback("regenerate")
+async def regenerate(action: cl.Action) -> None:
+    """Another answer to the same question; what came after it goes."""
+    try:
+        before, message = find(action)
+    except UserError as error:
+        await tell(error)
+        return
+    for later in cl.chat_context.get()[len(before) :]:
+        await later.remove()
+    question = next((one.content for one in reversed(before) if one.type == "user_message"), "")
+    await _with_stop_button(write_answer(before, question, int((message.metadata or {}).get("attempt", 0)) + 1))
+
+
+@cl.action_callback("go_on")
+async def go_on(action: cl.Action) -> None:
+    """More of an answer, as a message of its own."""
+    try:
+        before, message = find(action)
+    except UserError as error:
+        await tell(error)
+        return
+    await _with_stop_button(write_answer(before, "", 0, message))
+
+
+async def _with_stop_button(work: Any) -> None:
+    await cl.context.emitter.task_start()
+    try:
+        await work
+    finally:
+        await cl.context.emitter.task_end()
+
+
+# Endings
+
+
+@cl.on_stop
+async def stop() -> None:
+    """The stop button: the computation ends at its next token."""
+    _cancel(cl.user_session.get("answer"))
+
+
+@cl.on_chat_end
+async def lost() -> None:
+    """A connection is gone. If it does not come back soon, nobody waits for the answer."""
+    session = cl.context.session
+    socket, answer = getattr(session, "socket_id", None), cl.user_session.get("answer")
+
+    async def cancel_later() -> None:
+        await asyncio.sleep(0 if getattr(session, "to_clear", False) else _PATIENCE)
+        if getattr(session, "socket_id", None) == socket:
+            _cancel(answer)
+            chat_contexts.pop(session.id, None) if getattr(session, "to_clear", False) else None
+
+    _in_background(cancel_later())
+
+
+def _cancel(answer: Answer | None) -> None:
+    if answer is not None:
+        answer.cancel()
+
+
+_tasks: set[asyncio.Task[Any]] = set()  # the loop itself keeps none of them alive
+
+
+def _in_background(work: Any) -> None:
+    """Lets something happen by the way; what goes wrong with it is told when somebody asks for it."""
+
+    async def quietly() -> None:
+        with contextlib.suppress(UserError, ValueError, OSError):
+            await work
+
+    task = asyncio.create_task(quietly())
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)

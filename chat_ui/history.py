@@ -1,0 +1,91 @@
+"""Conversations that outlive a restart: in one SQLite file.
+
+Chainlit knows how to write and read them (`SQLAlchemyDataLayer`), and does not create its tables. They are made here
+from the types that it fills them with, so that a column that a new version adds is not forgotten.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from chainlit.data.sql_alchemy import SQLAlchemyDataLayer
+from chainlit.element import Element, ElementDict
+from chainlit.step import StepDict
+from chainlit.types import FeedbackDict, ThreadDict
+from chainlit.user import PersistedUser
+
+_TYPES: dict[str, Any] = {
+    "users": PersistedUser,
+    "threads": ThreadDict,
+    "steps": StepDict,
+    "elements": ElementDict,
+    "feedbacks": FeedbackDict,
+}
+_OWN_TABLES = {"threads": {"steps", "elements"}, "steps": {"feedback"}}  # fields that are rows of other tables
+_UNIQUE = {"users": "identifier"}
+_LOOKED_UP = {"threads": "userId", "steps": "threadId", "elements": "threadId", "feedbacks": "forId"}
+
+
+def create_tables(path: Path) -> None:
+    """Makes the file and what is missing in it; a column that is new in Chainlit is added to a table that is old.
+
+    Raises:
+        sqlite3.DatabaseError: the file is no database.
+        OSError: the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path)
+    try:
+        with connection:
+            connection.execute("PRAGMA journal_mode = WAL")  # who reads does not wait for who writes
+            for table, row_type in _TYPES.items():
+                columns = [name for name in _fields(row_type) if name not in _OWN_TABLES.get(table, ())]
+                connection.execute(f'CREATE TABLE IF NOT EXISTS {table} ("id" TEXT PRIMARY KEY)')
+                there = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+                for name in columns:
+                    if name not in there:
+                        connection.execute(f'ALTER TABLE {table} ADD COLUMN "{name}"')  # SQLite needs no type
+                for kind, names in (("UNIQUE INDEX", _UNIQUE), ("INDEX", _LOOKED_UP)):
+                    if name := names.get(table, ""):
+                        connection.execute(f'CREATE {kind} IF NOT EXISTS {table}_{name} ON {table} ("{name}")')
+    finally:
+        connection.close()
+
+
+def _fields(row_type: Any) -> list[str]:
+    """The names of a dataclass's or a TypedDict's fields."""
+    if dataclasses.is_dataclass(row_type):
+        return [field.name for field in dataclasses.fields(row_type)]
+    return list(row_type.__annotations__)
+
+
+class History(SQLAlchemyDataLayer):
+    """The data layer of the chat.
+
+    Args:
+        path: of the SQLite file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        create_tables(path)
+        super().__init__(f"sqlite+aiosqlite:///{path}", connect_args={"timeout": 30})
+
+    async def get_all_user_threads(
+        self, user_id: str | None = None, thread_id: str | None = None
+    ) -> list[ThreadDict] | None:
+        """As Chainlit's, with what SQLite gives as text turned into what it was."""
+        threads = await super().get_all_user_threads(user_id, thread_id)
+        for thread in threads or []:
+            for step in thread["steps"]:
+                for name in ("metadata", "generation"):
+                    value: Any = step.get(name)
+                    if isinstance(value, str):
+                        step[name] = json.loads(value)
+        return threads
+
+    async def create_element(self, element: Element) -> None:
+        """Pictures are drawn anew when they are asked for, and not kept."""
