@@ -51,12 +51,13 @@ def all_heads(weights: Tensor, title: str = "") -> Figure:
     return figure
 
 
-def one_head(weights: Tensor, tokens: Sequence[str], title: str = "") -> Figure:
+def one_head(weights: Tensor, tokens: Sequence[str], title: str = "", size: float | None = None) -> Figure:
     """One head large, with its tokens.
 
     Args:
         weights: (tokens, tokens).
         tokens: the text of each.
+        size: of the square, in inches; one that keeps the tokens readable if not given.
 
     Raises:
         ValueError: the weights are of another shape, or there are more or fewer tokens.
@@ -66,7 +67,7 @@ def one_head(weights: Tensor, tokens: Sequence[str], title: str = "") -> Figure:
     _require_square(weights, 2)
     if len(tokens) != weights.shape[0]:
         raise ValueError(f"{len(tokens)} tokens for weights of {weights.shape[0]}")
-    size = max(4.0, 0.24 * len(tokens) + 1.5)
+    size = max(4.0, 0.24 * len(tokens) + 1.5) if size is None else size
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.subplots()
     picture = axes.imshow(weights.detach().float().cpu().numpy(), cmap="Greys", vmin=0, vmax=1)

@@ -16,6 +16,9 @@ import asyncio
 import contextlib
 import os
 import sys
+import time
+from collections.abc import AsyncIterator, Coroutine
+from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -30,8 +33,8 @@ from starlette.datastructures import Headers
 
 from attention_mechanisms.attention_maps import to_png
 from chat_ui.accounts import Accounts, chat_folder, session_secret
-from chat_ui.chat_engine import Answer, Busy, ChatEngine
-from chat_ui.conversation import DEFAULTS, Figures, conversation, goes_on, is_answer, metadata_of, wish_from
+from chat_ui.chat_engine import Answer, Busy, ChatEngine, Piece
+from chat_ui.conversation import DEFAULTS, Figures, Markdown, conversation, goes_on, is_answer, metadata_of, wish_from
 from chat_ui.history import History
 from chat_ui.look_inside import MOST_TOKENS, candidates, draw_attention, draw_candidates
 from chat_ui.models import MAKE_ONE, Choice, Models
@@ -41,6 +44,8 @@ from utils.devices import pick_device
 from utils.errors import UserError, one_line
 
 _PATIENCE = 10  # seconds that a lost connection may take to come back before its answer is cancelled
+_A_MOMENT, _A_CHARACTER = 0.03, 3e-5  # seconds between two pieces on the page, which sets all of a text anew each time
+_LARGEST = 16 * 2**20  # bytes of a message; far more than any model here reads, so that one can be told
 _NOTHING = "nothing trained yet"
 
 
@@ -56,6 +61,7 @@ def begin() -> tuple[Models, Accounts]:
         )
     os.environ.setdefault("CHAINLIT_AUTH_SECRET", session_secret(chat_folder() / "secret"))
     chainlit.server.app.add_middleware(OwnPagesOnly)
+    chainlit.server.sio.eio.max_http_buffer_size = _LARGEST  # beyond it a connection breaks off without a word
     page = chainlit.server.get_html_template
     chainlit.server.get_html_template = lambda root_path: without_links_elsewhere(page(root_path))
     return Models(chat_folder().parent, pick_device(os.environ.get("SCRATCHBOOK_DEVICE", "auto"))), accounts
@@ -98,6 +104,7 @@ else:
 
 
 @cl.data_layer
+@cache
 def history() -> History:
     """Where conversations are kept."""
     return History(chat_folder() / "history.sqlite")
@@ -229,6 +236,7 @@ async def start() -> None:
 @cl.on_chat_resume
 async def resume(thread: ThreadDict) -> None:
     """An old conversation: its settings and, once the page shows it, the buttons under its answers."""
+    await _finish_what_nobody_watches(thread)
     try:
         choice = await asyncio.to_thread(chosen)
     except UserError as error:
@@ -245,37 +253,82 @@ async def resume(thread: ThreadDict) -> None:
     _in_background(add_buttons())
 
 
+async def _finish_what_nobody_watches(thread: ThreadDict) -> None:
+    """A page that was reloaded while an answer was written: the answer ends, and is part of the conversation."""
+    for writing in list(_writing):
+        if writing.session.thread_id == thread["id"] and not writing.is_watched and writing.task is not None:
+            writing.cancel()
+            await asyncio.wait([writing.task])
+            for _ in range(20):  # it is put away by the way
+                fresh = await history().get_thread(thread["id"])
+                if fresh and any(step.get("id") == writing.reply.id for step in fresh["steps"]):
+                    thread["steps"] = fresh["steps"]
+                    break
+                await asyncio.sleep(0.05)
+
+
 @cl.on_message
 async def asked(message: cl.Message) -> None:
     """A message of a person, new or edited: an answer."""
     before = [one for one in cl.chat_context.get() if one.id != message.id]
-    await write_answer(conversation_until(message, before), message.content)
+    await write_answer([*before, message], message.content)
 
 
-def conversation_until(message: cl.Message, before: list[cl.Message]) -> list[cl.Message]:
-    """What is on the screen up to a message, and that."""
-    return [*before, message]
+class Writing:
+    """An answer on its way, and whose it is."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        self.reply = cl.Message("")
+        self.answer: Answer | None = None  # None while the model is being loaded and the prompt encoded
+        self.unwanted = False
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the page that asked is still connected."""
+        return bool(chainlit.server.sio.manager.is_connected(self.session.socket_id, "/"))
+
+    def begin(self, answer: Answer) -> None:
+        """The engine has it."""
+        self.answer = answer
+        if self.unwanted:
+            answer.cancel()
+
+    def cancel(self) -> None:
+        """Ends it at its next token."""
+        self.unwanted = True
+        if self.answer is not None:
+            self.answer.cancel()
 
 
-async def write_answer(shown: list[cl.Message], text: str, attempt: int = 0, more_of: cl.Message | None = None) -> None:
+_writing: set[Writing] = set()
+
+
+async def write_answer(
+    shown: list[cl.Message], question: str, attempt: int = 0, more_of: cl.Message | None = None
+) -> None:
     """Writes an answer below what is `shown`, and comes back when it is there.
 
     Args:
-        text: what a base model continues.
+        question: what a base model continues.
         attempt: how often it was written before.
         more_of: an answer that goes on, in place of a new one.
     """
-    task = asyncio.create_task(_write_answer(shown, text, attempt, more_of))
-    _tasks.add(task)
-    task.add_done_callback(_tasks.discard)
-    await asyncio.shield(task)  # the stop button cancels who waits here; the answer ends by itself
+    writing = Writing(cl.context.session)
+    _writing.add(writing)
+    writing.task = asyncio.create_task(_write_answer(writing, shown, question, attempt, more_of))
+    writing.task.add_done_callback(lambda _: _writing.discard(writing))
+    await asyncio.shield(writing.task)  # the stop button cancels who waits here; the answer ends by itself
 
 
-async def _write_answer(shown: list[cl.Message], text: str, attempt: int, more_of: cl.Message | None) -> None:
+async def _write_answer(
+    writing: Writing, shown: list[cl.Message], question: str, attempt: int, more_of: cl.Message | None
+) -> None:
     settings = dict(cl.user_session.get("chat_settings") or {})
     try:
         choice = await asyncio.to_thread(chosen)
-        if not text.strip() and more_of is None:
+        if not question.strip() and more_of is None:
             raise UserError("the message is empty: write something")
         wish = wish_from(settings, slide=not choice.answers, attempt=attempt)
         engine = await asyncio.to_thread(models.engine, choice.source)
@@ -283,24 +336,39 @@ async def _write_answer(shown: list[cl.Message], text: str, attempt: int, more_o
             prompt = goes_on(more_of.metadata or {}, engine.context_length)
         else:
             turns = conversation(shown, str(settings.get("system_prompt", "") or ""))
-            prompt = await asyncio.to_thread(engine.prompt, turns if engine.layout else text, wish.max_new_tokens)
+            prompt = await asyncio.to_thread(engine.prompt, turns if engine.layout else question, wish.max_new_tokens)
         answer, pieces = engine.stream(prompt, wish)
     except (UserError, Busy) as error:
         await tell(error)
         return
-    cl.user_session.set("answer", answer)
-    reply = cl.Message("")
+    writing.begin(answer)
+    text = ""
     try:
-        async for piece in pieces:
-            await reply.stream_token(piece.text)
+        text = await _show(writing.reply, pieces, is_markdown=engine.layout is not None)
     except Exception as error:  # inside the engine; out of memory, say
         await tell(error)
     finally:
         answer.cancel()
-        cl.user_session.set("answer", None)
-    reply.metadata = metadata_of(answer, choice.source, attempt)
-    await reply.send()
-    await add_actions(reply)
+    writing.reply.metadata = metadata_of(answer, text, choice.source, attempt)
+    await writing.reply.send()
+    await add_actions(writing.reply)
+
+
+async def _show(reply: cl.Message, pieces: AsyncIterator[Piece], is_markdown: bool) -> str:
+    """Puts an answer on the page as it comes, and gives back its text.
+
+    What a base model writes is shown letter by letter and line by line, as it is; an answer may have Markdown in it.
+    """
+    reply.language = None if is_markdown else "txt"
+    markdown, text, to_show, shown_at = Markdown(), "", "", 0.0
+    async for piece in pieces:
+        text += piece.text
+        to_show += markdown.feed(piece.text) if is_markdown else piece.text
+        if time.monotonic() > shown_at + _A_MOMENT + len(text) * _A_CHARACTER:
+            await reply.stream_token(to_show)
+            to_show, shown_at = "", time.monotonic()
+    await reply.stream_token(to_show + markdown.finish())
+    return text
 
 
 async def tell(error: Exception) -> None:
@@ -360,11 +428,11 @@ async def look_inside(action: cl.Action) -> None:
     except UserError as error:
         await tell(error)
         return
+    images = [
+        cl.Image(name=name, content=png, display="side", size="large", mime="image/png") for name, png in pictures
+    ]
+    await cl.ElementSidebar.set_elements(images)
     await cl.ElementSidebar.set_title("Look inside")
-    await cl.ElementSidebar.set_elements(
-        [cl.Image(name=name, content=png, display="side", size="large", mime="image/png") for name, png in pictures],
-        key=message.id,
-    )
 
 
 def _pictures(engine: ChatEngine, prompt: list[int], answer: list[int]) -> list[tuple[str, bytes]]:
@@ -418,34 +486,36 @@ async def _with_stop_button(work: Any) -> None:
 
 @cl.on_stop
 async def stop() -> None:
-    """The stop button: the computation ends at its next token."""
-    _cancel(cl.user_session.get("answer"))
+    """The stop button: the computation ends at its next token. Chainlit's word about it goes: the answer says so."""
+    for writing in list(_writing):
+        if writing.session is cl.context.session:
+            writing.cancel()
+    for message in cl.chat_context.get()[-1:]:
+        if message.type == "assistant_message" and not is_answer(message):
+            await message.remove()
 
 
 @cl.on_chat_end
 async def lost() -> None:
     """A connection is gone. If it does not come back soon, nobody waits for the answer."""
     session = cl.context.session
-    socket, answer = getattr(session, "socket_id", None), cl.user_session.get("answer")
 
     async def cancel_later() -> None:
-        await asyncio.sleep(0 if getattr(session, "to_clear", False) else _PATIENCE)
-        if getattr(session, "socket_id", None) == socket:
-            _cancel(answer)
-            chat_contexts.pop(session.id, None) if getattr(session, "to_clear", False) else None
+        leaves = getattr(session, "to_clear", False)
+        await asyncio.sleep(0 if leaves else _PATIENCE)
+        for writing in list(_writing):
+            if writing.session is session and not writing.is_watched:
+                writing.cancel()
+        if leaves:
+            chat_contexts.pop(session.id, None)  # which Chainlit keeps for ever
 
     _in_background(cancel_later())
-
-
-def _cancel(answer: Answer | None) -> None:
-    if answer is not None:
-        answer.cancel()
 
 
 _tasks: set[asyncio.Task[Any]] = set()  # the loop itself keeps none of them alive
 
 
-def _in_background(work: Any) -> None:
+def _in_background(work: Coroutine[Any, Any, Any]) -> None:
     """Lets something happen by the way; what goes wrong with it is told when somebody asks for it."""
 
     async def quietly() -> None:

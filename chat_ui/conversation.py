@@ -7,6 +7,7 @@ later and goes on exactly where it ended.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -30,6 +31,42 @@ DEFAULTS: dict[str, Any] = {
     "system_prompt": "",
 }
 """What the settings are to begin with; an empty seed is another one each time."""
+
+
+class Markdown:
+    """Prepares an answer, piece by piece, for a page that reads Markdown with directives.
+
+    Chainlit takes a colon with letters behind it, as in `:meth:`, for a directive and shows nothing of it. A backslash
+    makes it a colon again; in code, where a backslash would show, a colon is one anyway.
+    """
+
+    def __init__(self) -> None:
+        self._waiting = ""  # what the next piece may change: a colon, or backticks that may become more
+        self._fence = 0  # backticks that the code began with, in which we are
+
+    def feed(self, piece: str) -> str:
+        """What is certain with one more piece."""
+        text = self._waiting + piece
+        end = re.search(r"(?::|`+)\Z", text)
+        self._waiting = end[0] if end else ""
+        return self._escaped(text[: len(text) - len(self._waiting)])
+
+    def finish(self) -> str:
+        """What still waits when nothing more comes."""
+        text, self._waiting = self._waiting, ""
+        return text
+
+    def _escaped(self, text: str) -> str:
+        parts = []
+        for part in re.split(r"(`+|\n\s*\n)", text):
+            if part.startswith("`"):
+                self._fence = len(part) if not self._fence else 0 if len(part) == self._fence else self._fence
+            elif "\n" in part and not part.strip() and self._fence < 3:
+                self._fence = 0  # code within a line ends with its paragraph
+            elif not self._fence:
+                part = re.sub(r":(?=[A-Za-z])", r"\:", part)
+            parts.append(part)
+        return "".join(parts)
 
 
 class OnScreen(Protocol):
@@ -89,13 +126,18 @@ def _whole(values: Mapping[str, Any], name: str) -> int:
 
 
 def conversation(messages: Iterable[OnScreen], system_prompt: str = "") -> list[Message]:
-    """The turns that the model is to read: what people wrote, and what was answered."""
+    """The turns that the model is to read: what people wrote and was answered, and what they wrote last.
+
+    A message without an answer was refused, too long perhaps; it would be refused with every later one, too.
+    """
     turns: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
     for message in messages:
         if message.type == "user_message":
+            if turns and turns[-1]["role"] == "user":
+                del turns[-1]
             turns.append({"role": "user", "content": message.content})
         elif is_answer(message):
-            turns.append({"role": "assistant", "content": message.content})
+            turns.append({"role": "assistant", "content": (message.metadata or {}).get("text", message.content)})
     return turns
 
 
@@ -132,8 +174,8 @@ class Figures:
 
 _ENDED = {
     "stop": "",
-    "length": " · the most that was allowed",
-    "context": " · its context is full",
+    "length": " · limit reached",
+    "context": " · context full",
     "cancelled": " · stopped",
     "failed": " · failed",
 }
@@ -156,10 +198,11 @@ def figures_of(answer: Answer) -> Figures:
     )
 
 
-def metadata_of(answer: Answer, source: str, attempt: int) -> dict[str, Any]:
-    """What an answer's message keeps: figures, ids, and which model wrote it."""
+def metadata_of(answer: Answer, text: str, source: str, attempt: int) -> dict[str, Any]:
+    """What an answer's message keeps: figures, its text and ids, and which model wrote it."""
     return {
         ANSWER: vars(figures_of(answer)),
+        "text": text,
         "model": source,
         "attempt": attempt,
         "prompt_ids": answer.prompt.ids,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_TOKENS = 40  # of an answer, in one picture
-_MOST_IN_MAP = 48  # tokens along each side of an attention map
+_MOST_IN_MAP = 28  # tokens along each side of an attention map
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Candidates:
 
 
 @torch.inference_mode()
-def candidates(model: GPT, prompt: Sequence[int], answer: Sequence[int], n_best: int = 5) -> list[Candidates]:
+def candidates(model: GPT, prompt: Sequence[int], answer: Sequence[int], n_best: int = 3) -> list[Candidates]:
     """For each token of an answer, what the model expected there.
 
     A text beyond the model's context loses its beginning.
@@ -84,7 +84,7 @@ def draw_candidates(some: Sequence[Candidates], tokenizer: BytePairTokenizer, fi
     from matplotlib.patches import Rectangle
 
     n_best = max(len(one.best) for one in some)
-    figure = Figure(figsize=(2.2 + 1.35 * n_best, 0.9 + 0.3 * len(some)), layout="constrained")
+    figure = Figure(figsize=(1.7 + n_best, 0.7 + 0.24 * len(some)), layout="constrained")  # as wide as the side bar
     axes = figure.subplots()
     for line, one in enumerate(some):
         for place, (token, probability) in enumerate(one.best):
@@ -120,7 +120,7 @@ def draw_attention(model: GPT, tokenizer: BytePairTokenizer, ids: Sequence[int])
     weights: Tensor = attention_weights(model, torch.tensor([ids], device=model.device))[-1][0]  # (n_head, T, T)
     tokens = [_short(tokenizer, i) for i in ids]
     last = model.config.n_layer - 1
-    return one_head(weights.float().mean(dim=0), tokens, f"layer {last}, mean of {weights.shape[0]} heads")
+    return one_head(weights.float().mean(dim=0), tokens, f"layer {last}, mean of {weights.shape[0]} heads", size=4.7)
 
 
 def _short(tokenizer: BytePairTokenizer, token: int) -> str:

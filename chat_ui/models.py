@@ -52,16 +52,21 @@ def choices(runs: Path) -> list[Choice]:
     found = sorted(_model_folders(runs), key=lambda folder: (not _answers(folder), -_stamp(folder)))
     ours = []
     for folder in found:
-        parts = folder.relative_to(runs).parts
-        name = "/".join(parts[:-1] if parts[-1] == "model" and len(parts) > 1 else parts)
-        about = "answers questions and instructions" if _answers(folder) else "a base model: it continues a text"
+        about = "Answers questions." if _answers(folder) else "A base model: it continues the text that you give it."
         made_by = _made_by(folder)
-        ours.append(Choice(name, str(folder), _answers(folder), about + (f" · made by `{made_by}`" if made_by else "")))
+        about += f" Made by `{made_by}`." if made_by else ""
+        ours.append(Choice(shown_name(folder, runs), str(folder), _answers(folder), about))
     hub = [
-        Choice(name, name, False, f"GPT-2 as published, {size}: it continues a text. Fetched from the hub once")
+        Choice(name, name, False, f"GPT-2 as published, {size}: it continues the text that you give it.")
         for name, size in PUBLISHED.items()
     ]
     return ours + hub
+
+
+def shown_name(folder: Path, runs: Path) -> str:
+    """A model folder's path below runs/ without a last "model"; a published model's own name."""
+    parts = folder.relative_to(runs).parts if folder.is_relative_to(runs) else folder.parts
+    return "/".join(parts[:-1] if parts[-1] == "model" and len(parts) > 1 else parts)
 
 
 def _model_folders(folder: Path, depth: int = _DEEPEST) -> Iterator[Path]:
@@ -91,11 +96,11 @@ def _stamp(folder: Path) -> float:
 
 
 def _made_by(folder: Path) -> str:
-    """The script that made a model, as the folder tells; "" where it does not."""
+    """The name of the script that made a model, as the folder tells; "" where it does not."""
     try:
         command = read_json(folder / MADE_BY)["command"]
-        return str(command).split(" --")[0]
-    except (OSError, ValueError, KeyError, TypeError):
+        return Path(str(command).split(" --")[0].split()[-1]).name
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
         return ""
 
 
@@ -147,7 +152,7 @@ class Models:
         try:
             folder = find_folder(source)
             model, tokenizer = load_model(source, self.device), load_tokenizer(source)
-            return self.make_engine(model, tokenizer, PromptFormat.of(folder), source)
+            return self.make_engine(model, tokenizer, PromptFormat.of(folder), shown_name(Path(source), self.runs))
         except (ValueError, OSError, UserError) as error:
             hint = "" if "make demo" in str(error) else f" ({MAKE_ONE})"
             raise UserError(f"{source} cannot be opened: {one_line(error)}{hint}") from None
