@@ -1109,7 +1109,8 @@ attempt(check_first_problem, first_problem)
 # ### Reading guide
 #
 # Read `pretrain_simple.py` first: its `main` is section 4 with a progress bar. Then `training_loop.py`. The heart of it
-# is how parts add up. `scale` is ranks over targets, and `gradients_meet` is for several processes:
+# is how parts add up. `scale` is ranks over targets, and `gradients_meet` is for several processes. `halves` are those
+# of `--weights bfloat16`, and none without it:
 
 # %%
 import inspect

@@ -497,7 +497,10 @@ print(formats, {w.grad.dtype for w in model.parameters()})
 
 # %% [markdown]
 # Weights and gradients are float32. So autocast needs no masters, because weights *are* masters. And it needs no
-# rounding in the optimiser. How far is its gradient from that of float32? Relative to the length of the whole gradient:
+# rounding in the optimiser. (Section 4's way is the flag `--weights bfloat16`: products read bfloat16 copies of the
+# matrices, so the stream is bfloat16, too, and moves half the bytes. See `half_weights.py`.)
+#
+# How far is autocast's gradient from that of float32? Relative to the length of the whole gradient:
 
 
 # %%

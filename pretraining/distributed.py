@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -109,19 +109,25 @@ def wait_for_all(ranks: Ranks) -> None:
     add_up(ranks, 0.0)
 
 
-def parallelise(objective: nn.Module, blocks: Sequence[nn.Module], ranks: Ranks, parallel: Parallel) -> nn.Module:
+def parallelise(
+    objective: nn.Module, blocks: Sequence[nn.Module], ranks: Ranks, parallel: Parallel, half: bool = False
+) -> nn.Module:
     """What to call in place of `objective`, so that backward joins the gradients of all ranks.
 
     Args:
         objective: its `forward` gives the loss. For fsdp its parameters are cut in place.
         blocks: parts of it that are gathered and let go one by one, in the order in which they are used.
+        half: fsdp gathers its float32 slices as bfloat16 weights, and adds up gradients in float32.
     """
     if parallel == "fsdp":
         if not dist.is_initialized():  # one rank alone is a group, too
             dist.init_process_group(_backend(ranks.device), store=HashStore(), rank=0, world_size=1)
+        policy = MixedPrecisionPolicy()
+        if half:
+            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         for block in blocks:
-            fully_shard(block)
-        return cast(nn.Module, fully_shard(objective))
+            fully_shard(block, mp_policy=policy)
+        return cast(nn.Module, fully_shard(objective, mp_policy=policy))
     if ranks.size == 1:
         return objective
     on = [ranks.device] if ranks.device.type == "cuda" else None

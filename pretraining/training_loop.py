@@ -53,6 +53,7 @@ from pretraining.distributed import (
     say_to_all,
     wait_for_all,
 )
+from pretraining.half_weights import HalfMatrices
 from pretraining.losses import chunked_cross_entropy, compile_loss
 from pretraining.optimizers import load_optimizer_state, optimizer_state
 from pretraining.schedules import ScheduleName, learning_rate_scale
@@ -100,6 +101,8 @@ class LoopOptions:
     """The norm above which a gradient is scaled down to it; 0 for never."""
     precision: TrainingPrecision = "auto"
     """Of products: auto takes bfloat16 where the device is fast at it; float16 scales its losses."""
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """Those that bfloat16 products read: float32 ones, cast each time, or bfloat16 copies of float32 masters."""
     tf32: bool = True
     """On CUDA, let float32 products round their inputs to 10 bits of fraction."""
     compile: bool = False
@@ -311,7 +314,8 @@ class TrainingLoop:
         folder: for the checkpoints.
 
     Raises:
-        UserError: the batch does not divide among the ranks, or float16 is to be cut by fsdp.
+        UserError: the batch does not divide among the ranks, float16 is to be cut by fsdp, or bfloat16 weights are for
+            other products.
     """
 
     def __init__(
@@ -330,6 +334,12 @@ class TrainingLoop:
         dtype = products_dtype(ranks.device, options.precision)
         if dtype == torch.float16 and options.parallel == "fsdp":
             raise UserError("--precision float16 scales gradients that --parallel fsdp cuts: use bfloat16, or ddp")
+        half = options.weights == "bfloat16"
+        if half and dtype != torch.bfloat16:
+            products = str(dtype).removeprefix("torch.")
+            raise UserError(
+                f"--weights bfloat16 is for bfloat16 products, not {products}: pass --precision bfloat16, too"
+            )
         if ranks.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = options.tf32
         if options.checkpoint_activations:
@@ -337,7 +347,9 @@ class TrainingLoop:
         if options.compile:
             objective.compile_parts()
         self.model, self.options, self.ranks, self.hooks, self.folder = model, options, ranks, hooks, folder
-        self.parallel = parallelise(objective, blocks, ranks, options.parallel)
+        self.halves = HalfMatrices(model, half and options.parallel == "ddp")  # fsdp gathers masters as bfloat16 itself
+        with self.halves.in_place():  # which is what ddp will see, and joins the gradients of
+            self.parallel = parallelise(objective, blocks, ranks, options.parallel, half)
         self.optimizers = make_optimizers()
         if options.parallel == "fsdp":
             self._fill_optimizers()
@@ -401,7 +413,9 @@ class TrainingLoop:
         torch.manual_seed(seed_of(self.options.seed, self.step, ranks.rank))
         arrays = self.read(self.step + self.skipped)
         (targets,) = add_up(ranks, int((arrays[1] != IGNORE).sum()))
-        (total,) = add_up(ranks, self._backward(arrays, ranks.size / targets))
+        with self.halves.in_place():
+            own = self._backward(arrays, ranks.size / targets)
+        (total,) = add_up(ranks, own)
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = clip_gradients(self.model.parameters(), self.options.clip)
@@ -430,10 +444,12 @@ class TrainingLoop:
         total = 0.0
         parts = [self._to_device(array).chunk(self.parts) for array in arrays]
         for i, part in enumerate(zip(*parts, strict=True)):
-            with gradients_meet(self.parallel, i == self.parts - 1):
+            # What is given away after a part cannot wait to be joined in the last.
+            with gradients_meet(self.parallel, i == self.parts - 1 or bool(self.halves.copies)):
                 with autocast(self.ranks.device, self.options.precision):
                     loss = self.parallel(*part)
                 self.scaler.scale(loss * scale).backward()
+            self.halves.give_gradients()
             total += loss.item()
         return total
 
