@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Collection
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,12 +67,14 @@ def refuse_another_run(options: RunOptions, may_change: Collection[str] = ()) ->
         return
     before = config_of_run(options.run)["options"]
     now = json.loads(json.dumps(asdict(options), default=str))  # as it was written: tuples become lists
-    for name, value in now.items():
+    for field in fields(options):
+        name, value = field.name, now[field.name]
         if name in _MAY_CHANGE or name in may_change:
             continue
-        if str(before.get(name)) != str(value):
+        was = before.get(name, field.default)  # a flag that did not exist yet when the run began
+        if str(was) != str(value):
             raise UserError(
-                f"{options.run} was trained with --{name.replace('_', '-')} {before.get(name)}, not {value}: "
+                f"{options.run} was trained with --{name.replace('_', '-')} {was}, not {value}: "
                 "go on with that, or choose another folder with --run"
             )
 

@@ -15,13 +15,14 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gpt_model import load_model
 from pretraining.pretrain import PRESETS, Pretrain
 from tests.conftest import ROOT, assert_one_clear_line
-from utils.checkpoints import find_checkpoints
+from utils.checkpoints import find_checkpoints, load_tree
 from utils.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
-from utils.files import alone_in
+from utils.files import alone_in, read_json, write_json
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 from working_with_text_data.corpora import Document, Split
 from working_with_text_data.token_shards import write_shards
@@ -128,6 +129,30 @@ def test_killed_and_resumed_is_bit_for_bit_as_if_never_killed(tokens, tmp_path, 
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
+def test_bfloat16_weights_go_on_bit_for_bit_and_only_the_masters_are_written(tokens, tmp_path):
+    flags = ("--steps", 40, "--optimizer", "muon", "--micro-batch-size", 2, "--precision", "bfloat16")
+    half = (*flags, "--weights", "bfloat16")
+    whole = start(tokens, tmp_path / "whole", *half)
+    status, said = stop_in_the_middle(tokens, tmp_path / "cut", *half, at=12, number=signal.SIGKILL)
+    assert status == -signal.SIGKILL, said
+    assert_one_clear_line(
+        subprocess.run(
+            command(tokens, tmp_path / "cut", *flags, "--resume", "auto"), capture_output=True, text=True, cwd=ROOT
+        ),
+        "was trained with --weights bfloat16",
+    )
+    assert "Going on after step" in end(start(tokens, tmp_path / "cut", *half, "--resume", "auto"))
+    end(whole)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    masters = load_tree(find_checkpoints(tmp_path / "cut" / "checkpoints")[0].folder / "state.safetensors")["model"]
+    for folder in ("whole", "cut"):
+        read = load_model(tmp_path / folder / "model").state_dict()
+        assert all(torch.equal(read[name], master) for name, master in masters.items())
+        written = load_file(tmp_path / folder / "model" / "model.safetensors")
+        assert {weight.dtype for weight in written.values()} == {torch.float32}
+        assert any((weight != weight.bfloat16()).any() for weight in written.values())
+
+
 def test_fsdp_goes_on_with_another_number_of_ranks(tokens, tmp_path):
     flags = ("--steps", 30, "--optimizer", "muon", "--parallel", "fsdp", "--dropout", 0)
     whole = start(tokens, tmp_path / "whole", *flags, ranks=1)
@@ -172,6 +197,12 @@ def test_a_run_is_not_lost_by_mistake(tokens, tmp_path, run):
     assert_one_clear_line(run(PRETRAIN, *flags), "holds a run already", "--resume auto", "--overwrite")
     other = run(PRETRAIN, *flags, "--resume", "auto", "--learning-rate", 0.5)
     assert_one_clear_line(other, "was trained with --learning-rate 0.003, not 0.5")
+    config = read_json(tmp_path / "run" / "config.json")
+    del config["options"]["weights"]  # as of a run that began before there was this flag
+    write_json(tmp_path / "run" / "config.json", config)
+    other = run(PRETRAIN, *flags, "--resume", "auto", "--weights", "bfloat16")
+    assert_one_clear_line(other, "was trained with --weights float32, not bfloat16")
+    assert run(PRETRAIN, *flags, "--resume", "auto").returncode == 0
     assert run(PRETRAIN, *flags, "--overwrite").returncode == 0
 
 
