@@ -5,9 +5,10 @@ python pretraining/throughput_benchmark.py --device cuda --batch-size 32        
 
 Both train the same shape with the same batch: `baseline.py` as nanoGPT does, and `TrainingLoop` with the preset
 `gpt2-124m` (its loss in chunks, AdamW in one kernel, and everything that a real step does: reading ahead, the watch
-over the loss, the learning rate). Each chosen combination of number format and compiling is measured in both. They
-take their steps by turns, and a ratio is that of their medians in the same run; 1.10 means that ours learns from a
-tenth more tokens. The first steps, in which kernels are compiled, are not counted.
+over the loss, the learning rate). Each chosen combination of number format and compiling is measured in both; beside
+bfloat16-weights nanoGPT's products are bfloat16, and its weights float32 as always. They take their steps by turns, and
+a ratio is that of their medians in the same run; 1.10 means that ours learns from a tenth more tokens. The first steps,
+in which kernels are compiled, are not counted.
 
 On CUDA, MFU is the share of the data sheet's peak that the model's own operations make up (Chowdhery et al. 2022,
 appendix B), and `--largest` finds the largest batch whose step fits the memory: with and without activations kept, and
@@ -35,7 +36,7 @@ from pretraining.pretrain import PRESETS, Pretrain
 from pretraining.training_loop import TrainingLoop, flops_per_token
 from utils.benchmarking import median
 from utils.device_benchmarking import as_many_turns, describe_device
-from utils.devices import peak_flops, pick_device, products_dtype
+from utils.devices import Precision, peak_flops, pick_device, products_dtype
 from utils.errors import UserError, run_command
 from utils.files import require_writable, write_json
 from utils.readme_tables import markdown_table, read_results, require_markers, write_block
@@ -44,7 +45,7 @@ from utils.tracking import REPOSITORY, provenance
 RESULTS = REPOSITORY / "pretraining" / "results" / "throughput"
 README = REPOSITORY / "pretraining" / "README.md"
 VOCABULARY = 50257
-Format = Literal["float32", "bfloat16"]
+Format = Literal["float32", "bfloat16", "bfloat16-weights"]
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class ThroughputBenchmark:
     """auto, cpu, cuda, cuda:1 or mps."""
     threads: int | None = None
     """Of the processor; torch decides if not given."""
-    formats: tuple[Format, ...] = ("float32", "bfloat16")
-    """Of the products; the weights are float32."""
+    formats: tuple[Format, ...] = get_args(Format)
+    """Of the products; the weights are float32, or in bfloat16-weights bfloat16 copies of float32 masters."""
     eager: bool = True
     """--no-eager leaves out the steps that are not compiled."""
     compiled: bool = True
@@ -88,7 +89,12 @@ class ThroughputBenchmark:
             raise UserError("nothing to measure: name one of --formats, and leave out one of --no-eager, --no-compiled")
 
 
-def recipe_of(options: ThroughputBenchmark, precision: Format, compiled: bool) -> Pretrain:
+def products_of(numbers: Format) -> Precision:
+    """What the products of this format are in, whatever the weights are."""
+    return "float32" if numbers == "float32" else "bfloat16"
+
+
+def recipe_of(options: ThroughputBenchmark, numbers: Format, compiled: bool) -> Pretrain:
     """The preset gpt2-124m in the benchmark's shape, without biases as the baseline is."""
     return replace(
         PRESETS["gpt2-124m"],
@@ -97,7 +103,8 @@ def recipe_of(options: ThroughputBenchmark, precision: Format, compiled: bool) -
         batch_size=options.batch_size,
         micro_batch_size=None,
         bias=False,
-        precision=precision,
+        precision=products_of(numbers),
+        weights="bfloat16" if numbers == "bfloat16-weights" else "float32",
         compile=compiled,
     )
 
@@ -117,7 +124,7 @@ def our_loop(options: ThroughputBenchmark, recipe: Pretrain, device: torch.devic
 
 
 def baseline_stepper(
-    options: ThroughputBenchmark, precision: Format, compiled: bool, device: torch.device
+    options: ThroughputBenchmark, precision: Precision, compiled: bool, device: torch.device
 ) -> Callable[[], float]:
     """nanoGPT: a function that takes a step, and gives the loss before it."""
     torch.manual_seed(0)
@@ -135,13 +142,12 @@ def must_step(loop: TrainingLoop) -> None:
         raise UserError(f"the step went wrong: {problem}")
 
 
-def measure_pair(
-    options: ThroughputBenchmark, precision: Format, compiled: bool, device: torch.device
-) -> dict[str, Any]:
+def measure_pair(options: ThroughputBenchmark, numbers: Format, compiled: bool, device: torch.device) -> dict[str, Any]:
     """The seconds of each step of both contestants, and what our model's operations make of the device's peak."""
-    print(f"{precision}, {'compiled' if compiled else 'not compiled'} ...", flush=True)
+    precision = products_of(numbers)
+    print(f"{numbers}, {'compiled' if compiled else 'not compiled'} ...", flush=True)
     with ExitStack() as stack:
-        recipe = recipe_of(options, precision, compiled)
+        recipe = recipe_of(options, numbers, compiled)
         loop = our_loop(options, recipe, device)
         stack.callback(loop.read.close)
         contestants: dict[str, Callable[[], object]] = {
@@ -154,7 +160,7 @@ def measure_pair(
         medians = median(seconds)
         speed = {name: tokens / s for name, s in medians.items()}
         mfu = {name: s * flops_per_token(our_model(loop)) / peak for name, s in speed.items()}
-        row = {"precision": precision, "compiled": compiled, "seconds": seconds, "tokens_per_second": speed}
+        row = {"precision": numbers, "compiled": compiled, "seconds": seconds, "tokens_per_second": speed}
         return row | {"mfu": mfu, "peak": source, "ratio": medians["nanoGPT"] / medians["ours"]}
 
 
@@ -250,9 +256,9 @@ def main(options: ThroughputBenchmark) -> None:
             torch.set_num_threads(options.threads)
         require_writable(options.out)
         rows = []
-        for precision in options.formats:
+        for numbers in options.formats:
             for compiled in [False] * options.eager + [True] * options.compiled:
-                rows.append(measure_pair(options, precision, compiled, device))
+                rows.append(measure_pair(options, numbers, compiled, device))
                 print(f"  {rows[-1]['ratio']:.3f} times as many tokens a second", flush=True)
                 gc.collect()
         shape = {name: getattr(options, name) for name in ("n_layer", "batch_size", "context_length")}

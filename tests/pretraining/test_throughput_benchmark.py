@@ -17,6 +17,7 @@ from pretraining.throughput_benchmark import (
     main,
     our_loop,
     our_model,
+    products_of,
     recipe_of,
     table,
 )
@@ -24,7 +25,7 @@ from tests.conftest import assert_one_clear_line
 from utils.readme_tables import read_results, with_block
 
 TINY = ThroughputBenchmark(
-    n_layer=1, context_length=16, batch_size=2, seconds=0.01, formats=("float32",), compiled=False
+    n_layer=1, context_length=16, batch_size=2, seconds=0.01, formats=("bfloat16-weights",), compiled=False
 )
 
 
@@ -63,6 +64,17 @@ def test_the_largest_batch_is_found(memory):
     assert len(asked) <= 20
 
 
+def test_only_bfloat16_weights_keep_weights_in_bfloat16():
+    """And nanoGPT beside them multiplies in bfloat16."""
+    found = [(products_of(n), recipe_of(TINY, n, False)) for n in ("float32", "bfloat16", "bfloat16-weights")]
+    assert [p for p, _ in found] == [recipe.precision for _, recipe in found] == ["float32", "bfloat16", "bfloat16"]
+    assert [recipe.weights for _, recipe in found] == ["float32", "float32", "bfloat16"]
+    loop = our_loop(TINY, found[2][1], torch.device("cpu"))
+    assert loop.take_step() is None
+    assert len(loop.halves.copies) == 2 + 4  # embeddings, and the four matrices of its block
+    loop.read.close()
+
+
 def test_from_a_run_to_a_table(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("<!-- throughput:begin -->\n<!-- throughput:end -->", encoding="utf-8")
@@ -70,7 +82,7 @@ def test_from_a_run_to_a_table(tmp_path):
     main(replace(TINY, out=tmp_path / "out", readme=readme, threads=1))
     torch.set_num_threads(threads)
     made = readme.read_text(encoding="utf-8")
-    assert "2 × 16 | float32 |" in made
+    assert "2 × 16 | bfloat16-weights |" in made
     (row,) = read_results(tmp_path / "out")[0]["rows"]
     medians = {name: sorted(runs)[len(runs) // 2] for name, runs in row["seconds"].items() if len(runs) % 2}
     if len(medians) == 2:
