@@ -95,3 +95,15 @@ def train_on_ids(
         return Trained(model, loop.mean_loss(*validation), loop)
     finally:
         loop.read.close()
+
+
+def search_rates(loss_at: Callable[[float], float], rates: Sequence[float]) -> dict[float, float]:
+    """Learning rate -> `loss_at` it, rising: of `rates`, and beyond by factors of two until the best has neighbours.
+
+    What lies at the edge of a search may be far from the best.
+    """
+    losses = {rate: loss_at(rate) for rate in sorted(rates)}
+    while (best := min(losses, key=lambda rate: losses[rate])) in (min(losses), max(losses)):
+        rate = best / 2 if best == min(losses) else best * 2
+        losses[rate] = loss_at(rate)
+    return {rate: losses[rate] for rate in sorted(losses)}

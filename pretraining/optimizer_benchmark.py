@@ -6,12 +6,14 @@ State and speed are measured on GPT-2's smallest shape with random gradients, al
 weights. GaLore's every `gap`-th step decomposes all gradients anew; it is shown apart.
 
 The losses are those of a small model (4 layers of 128) on tiny Shakespeare by characters. Each optimiser has a rate of
-its own: of some, the one that ends lowest on the last tenth of the training text, with the rest of it to learn from.
+its own: of rates a factor of two apart, the one that ends lowest on the last tenth of the training text, with the rest
+of it to learn from. It is none at an edge: the search goes on until both neighbours of the best end higher.
 With that rate it learns from all of the training text, with several seeds, and is measured on the validation text.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +25,7 @@ import torch
 from torch import nn
 
 from gpt_model import GPT
-from pretraining.bare_loop import Ids, config_of, train_on_ids, whole_windows
+from pretraining.bare_loop import Ids, config_of, search_rates, train_on_ids, whole_windows
 from pretraining.baseline import BASELINE_SMALL, find_text, read_characters, split
 from pretraining.optimizers import GaLore, OptimizerName, make_optimizers, state_bytes
 from pretraining.pretrain import PRESETS, Pretrain
@@ -37,7 +39,7 @@ from utils.tracking import REPOSITORY, provenance
 
 RESULTS = REPOSITORY / "pretraining" / "results" / "optimizers"
 README = REPOSITORY / "pretraining" / "README.md"
-# Learning rates to choose from. GaLore's steps are a quarter of Adam's, its default scale.
+# Learning rates to begin the search with. GaLore's steps are a quarter of Adam's, its default scale.
 RATES = {
     "adamw": (2e-3, 4e-3, 8e-3),
     "muon": (1e-2, 2e-2, 4e-2),
@@ -149,7 +151,10 @@ def small_recipe(name: OptimizerName, rate: float, steps: int, seed: int) -> Pre
 def measure_losses(
     options: OptimizerBenchmark, names: Sequence[OptimizerName], ids: Ids, vocab_size: int, device: str
 ) -> dict[str, Any]:
-    """name -> the losses of the rates tried on the tuning split, the rate chosen, and the losses with it."""
+    """name -> the losses of the rates tried on the tuning split, the rate chosen, and the losses with it.
+
+    A rate that is too high for the model to learn at all has an infinite loss.
+    """
     train, validation = split(ids)
     found: dict[str, Any] = {}
 
@@ -157,8 +162,14 @@ def measure_losses(
         windows = whole_windows(validation, recipe.context_length)
         return train_on_ids(recipe, vocab_size, train, windows, device, f"{recipe.optimizer}").loss
 
+    def tuning_loss(name: OptimizerName, rate: float) -> float:
+        try:
+            return loss_of(small_recipe(name, rate, options.steps, 0), *split(train))
+        except UserError:  # it diverged
+            return math.inf
+
     for name in names:
-        tuning = {rate: loss_of(small_recipe(name, rate, options.steps, 0), *split(train)) for rate in RATES[name]}
+        tuning = search_rates(partial(tuning_loss, name), RATES[name])
         best = min(tuning, key=lambda rate: tuning[rate])
         recipes = [small_recipe(name, best, options.steps, seed) for seed in range(options.seeds)]
         losses = [loss_of(recipe, train, validation) for recipe in recipes]

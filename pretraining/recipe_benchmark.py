@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from pretraining.bare_loop import train_on_ids, whole_windows
+from pretraining.bare_loop import search_rates, train_on_ids, whole_windows
 from pretraining.baseline import BASELINE_SMALL, BaselineConfig, Ids, find_text, read_characters, split, train_baseline
 from pretraining.pretrain import PRESETS, Pretrain
 from utils.benchmarking import describe_machine
@@ -127,18 +127,11 @@ def baseline_loss_at(task: Task, rate: float, seed: int) -> float:
 
 
 def tuned_rates(task: Task, rates: Sequence[float]) -> dict[str, float]:
-    """rate -> the baseline's loss with it, on the last tenth of the training text.
-
-    Where the best rate is the lowest or the highest, half or twice of it is tried, too, until it is neither: what lies
-    at the edge of a search may be far from the best.
-    """
+    """rate -> the baseline's loss with it, on the last tenth of the training text. See `search_rates`."""
     train, validation = split(task.train)
     tuning = replace(task, train=train, validation=validation[:LONGEST])
-    losses = {rate: baseline_loss_at(tuning, rate, seed=0) for rate in sorted(rates)}
-    while (best := min(losses, key=lambda rate: losses[rate])) in (min(losses), max(losses)):
-        rate = best / 2 if best == min(losses) else best * 2
-        losses[rate] = baseline_loss_at(tuning, rate, seed=0)
-    return {f"{rate:g}": losses[rate] for rate in sorted(losses)}
+    losses = search_rates(lambda rate: baseline_loss_at(tuning, rate, seed=0), rates)
+    return {f"{rate:g}": loss for rate, loss in losses.items()}
 
 
 def recipe_for(config: BaselineConfig, steps: int, seed: int) -> Pretrain:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,12 +17,14 @@ from pretraining.optimizer_benchmark import (
     RESULTS,
     OptimizerBenchmark,
     main,
+    measure_losses,
     measure_steps,
     small_recipe,
     table,
 )
 from pretraining.optimizers import OptimizerName
 from tests.conftest import assert_one_clear_line
+from utils.errors import UserError
 from utils.readme_tables import read_results, with_block
 
 TINY = OptimizerBenchmark(n_layer=1, galore_rank=8, seconds=0.01, steps=3, seeds=1)
@@ -47,7 +52,7 @@ def test_every_optimiser_has_rates_and_runs_in_the_small_model():
 
 
 def test_from_a_run_to_a_table(tmp_path, monkeypatch):
-    monkeypatch.setattr("pretraining.optimizer_benchmark.RATES", {"adamw": (1e-3,), "galore-adamw": (1e-5, 1e-2)})
+    monkeypatch.setattr("pretraining.optimizer_benchmark.RATES", {"adamw": (4e-3,), "galore-adamw": (1e-5, 1e-2)})
     text, readme = tmp_path / "text.txt", tmp_path / "README.md"
     text.write_text("abcdefgh" * 1000, encoding="utf-8")
     readme.write_text("<!-- optimizers:begin -->\n<!-- optimizers:end -->", encoding="utf-8")
@@ -55,10 +60,24 @@ def test_from_a_run_to_a_table(tmp_path, monkeypatch):
     main(replace(options, out=tmp_path / "out", steps=10))
     (result,) = read_results(tmp_path / "out")
     assert list(result["losses"]) == ["adamw", "galore-adamw"]  # the third needs CUDA
-    tuned = result["losses"]["galore-adamw"]
-    assert tuned["rate"] == 1e-2
+    for tuned in result["losses"].values():
+        lowest, *_, highest = map(float, tuned["tuning"])
+        assert lowest < tuned["rate"] < highest  # where the search began, it is at an edge
+        assert tuned["tuning"][str(tuned["rate"])] == min(tuned["tuning"].values())
     assert tuned["tuning"]["0.01"] < tuned["tuning"]["1e-05"]
     assert "| galore-adamw |" in readme.read_text(encoding="utf-8")
+
+
+def test_a_rate_that_diverges_ends_the_search(monkeypatch):
+    def train(recipe, *_):
+        if recipe.learning_rate > 0.1:
+            raise UserError("the recipe diverged")
+        return SimpleNamespace(loss=1 / recipe.learning_rate)
+
+    monkeypatch.setattr("pretraining.optimizer_benchmark.train_on_ids", train)
+    found = measure_losses(TINY, ["muon"], np.arange(1000, dtype=np.uint16), 1000, "cpu")["muon"]
+    assert found["tuning"] == {"0.01": 100, "0.02": 50, "0.04": 25, "0.08": 12.5, "0.16": math.inf}
+    assert found["rate"] == 0.08
 
 
 @pytest.mark.parametrize(
