@@ -30,7 +30,7 @@ PROMPTS ?= "The assert statement" "Return a list of" "If the file does not exist
 # Processes that run tests side by side; torch's own threads would only stand in their way.
 WORKERS ?= auto
 
-.PHONY: help setup harness demo test lint types pytest notebooks format clean
+.PHONY: help setup harness demo chat test lint types pytest notebooks format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -70,6 +70,13 @@ demo: $(VENV)/.installed ## text to a model that writes and answers: tokenizer, 
 	$(PY) finetuning/instruction/train_instruct.py --model $(DEMO_RUN)/model --run $(DEMO_RUN)/instruct --overwrite --device $(DEVICE) $(TUNE_FLAGS)
 	@echo
 	$(PY) finetuning/instruction/ask.py --model $(DEMO_RUN)/instruct/model --device $(DEVICE) --examples 5
+	@echo
+	@echo "Next: make chat, to talk to it in the browser"
+
+CHAT_FLAGS ?=
+
+chat: $(VENV)/.installed ## talk to what you trained, in the browser (after make demo)
+	$(BIN)/chainlit run chat_ui/app.py $(CHAT_FLAGS)
 
 test: lint types pytest ## style, types and all tests
 

@@ -198,7 +198,7 @@ class ChatEngine:
         self.n_rows = rows_that_fit(model) if n_rows is None else n_rows
         self.max_waiting = max_waiting
         self._batch = ContinuousBatch(model, self.n_rows)
-        self._stop_ids = frozenset(tokenizer.special_tokens.values())
+        self.stop_ids = frozenset(tokenizer.special_tokens.values())
         self._lock = threading.Lock()
         self._incoming: list[Answer] = []
         self._answers: dict[Text, Answer] = {}
@@ -331,7 +331,7 @@ class ChatEngine:
         wish = answer.wish
         try:
             text = self._batch.add(
-                answer.prompt.ids, wish.max_new_tokens, wish.sampling, self._stop_ids, wish.n_logprobs, wish.slide
+                answer.prompt.ids, wish.max_new_tokens, wish.sampling, self.stop_ids, wish.n_logprobs, wish.slide
             )
         except ValueError as error:
             answer.end(None, error)
