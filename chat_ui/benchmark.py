@@ -178,7 +178,7 @@ def measure(options: ChatBenchmark) -> dict[str, Any]:
     rows = []
     for users in options.users:
         rows.append(measure_users(model, tokenizer, users, options))
-        speeds = {way: users * options.new_tokens / rows[-1]["all"][way] for way in WAYS}
+        speeds = {way: users * options.new_tokens / statistics.median(rows[-1]["all"][way]) for way in WAYS}
         print(
             f"{users} users: " + ", ".join(f"{way} {speed:,.0f} tokens/s" for way, speed in speeds.items()), flush=True
         )

@@ -6,6 +6,7 @@ from the types that it fills them with, so that a column that a new version adds
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import sqlite3
@@ -73,6 +74,16 @@ class History(SQLAlchemyDataLayer):
     def __init__(self, path: Path) -> None:
         create_tables(path)
         super().__init__(f"sqlite+aiosqlite:///{path}", connect_args={"timeout": 30})
+        self._one_by_one = asyncio.Lock()
+
+    async def execute_sql(self, query: str, parameters: dict[str, Any]) -> Any:
+        """One statement after another, which SQLite makes of them anyway.
+
+        Side by side they lose count of Python's stack: SQLAlchemy runs each in a greenlet, Chainlit makes asyncio
+        re-entrant, and of thirty people who come at once some got a RecursionError.
+        """
+        async with self._one_by_one:
+            return await super().execute_sql(query, parameters)
 
     async def get_all_user_threads(
         self, user_id: str | None = None, thread_id: str | None = None
