@@ -41,13 +41,13 @@ class Markdown:
     """
 
     def __init__(self) -> None:
-        self._waiting = ""  # what the next piece may change: a colon, or backticks that may become more
+        self._waiting = ""  # what the next piece may change: a colon, backticks that may become more, a line's end
         self._fence = 0  # backticks that the code began with, in which we are
 
     def feed(self, piece: str) -> str:
         """What is certain with one more piece."""
         text = self._waiting + piece
-        end = re.search(r"(?::|`+)\Z", text)
+        end = re.search(r"(?::|`+|\n\s*)\Z", text)
         self._waiting = end[0] if end else ""
         return self._escaped(text[: len(text) - len(self._waiting)])
 
@@ -61,7 +61,7 @@ class Markdown:
         for part in re.split(r"(`+|\n\s*\n)", text):
             if part.startswith("`"):
                 self._fence = len(part) if not self._fence else 0 if len(part) == self._fence else self._fence
-            elif "\n" in part and not part.strip() and self._fence < 3:
+            elif re.fullmatch(r"\n\s*\n", part) and self._fence < 3:
                 self._fence = 0  # code within a line ends with its paragraph
             elif not self._fence:
                 part = re.sub(r":(?=[A-Za-z])", r"\:", part)
