@@ -69,6 +69,18 @@ def _parquet_rows(path: Path, column: str | None) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{path} is damaged or not Parquet ({error})") from None
 
 
+def require_utf8(text: str, where: str) -> None:
+    """JSON can spell half a surrogate pair (`"\\ud83d"`), which no file can hold and no tokenizer can read.
+
+    Raises:
+        ValueError: the text has one; the message names `where`.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{where} holds half a surrogate pair, which is no UTF-8 text: mend or remove it") from None
+
+
 def read_column(path: Path | str, column: str) -> Iterator[str]:
     """The texts in one column of a file of rows.
 

@@ -42,9 +42,10 @@ import numpy as np
 from finetuning.classification.synthetic import synthetic_reviews
 from utils.errors import UserError, run_command
 from utils.files import require_writable, write_text
-from working_with_text_data.rows import ROW_SUFFIXES, read_rows
+from working_with_text_data.rows import ROW_SUFFIXES, read_rows, require_utf8
 
 _BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+_WHOLE = re.compile("0|-?[1-9][0-9]*")
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 _OF_ACL = re.compile(r"(?:^|/)(train|test)/(pos|neg)/[^/]+\.txt$")
 SPLITS = ("train", "validation", "test")
@@ -134,7 +135,7 @@ def read_labelled(options: DataOptions) -> LabelledData:
         UserError: there is no such data, a column is missing, a split is empty or has one label only.
         OSError: a file cannot be read; ConnectionError: the hub cannot be reached.
     """
-    found = list(_raw(options))
+    found = _with_numbers(list(_raw(options)))
     labels = _labels_of({label for _, _, label in found}, options)
     numbers = {value: i for i, value in enumerate(labels)}
     dropped: Counter[str] = Counter()
@@ -165,6 +166,20 @@ def _require_usable(data: LabelledData) -> None:
         if len(counts) < 2:
             what = "no texts" if not counts else f"texts of the label {data.labels[next(iter(counts))]!r} only"
             raise UserError(f"the {split} split of {data.name} has {what}: at least two labels are needed in each")
+    learned = {item.label for item in data.train}
+    for i, name in enumerate(data.labels):
+        if i not in learned:
+            raise UserError(
+                f"the label {name!r} stands in none of the training texts of {data.name}: give more texts that have "
+                "it, or leave it out"
+            )
+
+
+def _with_numbers(found: list[tuple[str, str, Any]]) -> list[tuple[str, str, Any]]:
+    """A CSV's labels are texts. Where all are written as whole numbers they become such: as texts, 10 is before 2."""
+    if all(isinstance(label, int) or _WHOLE.fullmatch(label) for _, _, label in found):
+        return [(split, text, int(label)) for split, text, label in found]
+    return found
 
 
 def _labels_of(values: set[Any], options: DataOptions) -> list[Any]:
@@ -319,6 +334,7 @@ def _rows(path: Path, options: DataOptions, split: str | None) -> Iterator[tuple
         if not isinstance(text, str) or not isinstance(label, int | str) or isinstance(label, bool):
             kinds = f"a {type(text).__name__} and a {type(label).__name__}"
             raise UserError(f"{path}, row {number}: text and label are {kinds}, not a text and a text or whole number")
+        require_utf8(f"{text}{label}", f"{path}, row {number}")
         told = split or row.get("split", "train")
         if told not in ("train", "test"):
             told = "train"  # unlabelled, or somebody's validation: ours comes out of training
@@ -329,8 +345,15 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a review may be longer than 128 kB
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for row in csv.DictReader(file):
-                yield {name: value for name, value in row.items() if name is not None and value is not None}
+            rows = (row for row in csv.reader(file, strict=True) if row)  # strict: a quotation mark must be closed
+            header = next(rows, [])
+            for number, row in enumerate(rows, 1):
+                if len(row) != len(header):
+                    raise UserError(
+                        f"{path}, row {number} has {len(row)} fields, and the header names {len(header)}: a text with "
+                        "a comma in it needs quotation marks around it"
+                    )
+                yield dict(zip(header, row, strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no CSV in UTF-8 ({error})") from None
 

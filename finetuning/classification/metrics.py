@@ -54,6 +54,16 @@ def calibration_error(truth: Ints, probabilities: Floats) -> float:
     return sum(count * abs(sure - right) for sure, right, count in bins) / len(truth)
 
 
+def roc_auc(truth: Ints, probabilities: Floats) -> float:
+    """Of two labels, how often a text of the second scores above one of the first; of more, each against all others.
+
+    A label that no text has cannot be told from the others: the mean is over those that are there.
+    """
+    if probabilities.shape[1] == 2:
+        return float(sk.roc_auc_score(truth, probabilities[:, 1]))
+    return float(np.mean([sk.roc_auc_score(truth == i, probabilities[:, i]) for i in np.unique(truth)]))
+
+
 def report(truth: Sequence[int] | Ints, probabilities: Floats) -> dict[str, Any]:
     """All figures of above.
 
@@ -64,7 +74,6 @@ def report(truth: Sequence[int] | Ints, probabilities: Floats) -> dict[str, Any]
     truth = np.asarray(truth)
     n_labels = probabilities.shape[1]
     answers = probabilities.argmax(axis=1)
-    of_all = probabilities[:, 1] if n_labels == 2 else probabilities
     low, high = bootstrap_interval(answers == truth)
     return {
         "texts": len(truth),
@@ -72,7 +81,7 @@ def report(truth: Sequence[int] | Ints, probabilities: Floats) -> dict[str, Any]
         "accuracy_low": low,
         "accuracy_high": high,
         "f1": float(sk.f1_score(truth, answers, average="macro")),
-        "roc_auc": float(sk.roc_auc_score(truth, of_all, multi_class="ovr", labels=list(range(n_labels)))),
+        "roc_auc": roc_auc(truth, probabilities),
         "log_loss": float(sk.log_loss(truth, np.clip(probabilities, 1e-15, 1), labels=list(range(n_labels)))),
         "calibration_error": calibration_error(truth, probabilities),
         "confusion": sk.confusion_matrix(truth, answers, labels=list(range(n_labels))).tolist(),

@@ -31,7 +31,7 @@ from typing import Any, Literal
 from finetuning.instruction.prompt_format import Message, Role
 from finetuning.instruction.python_questions import python_questions
 from utils.errors import UserError, one_line
-from working_with_text_data.rows import ROW_SUFFIXES, read_rows
+from working_with_text_data.rows import ROW_SUFFIXES, read_rows, require_utf8
 
 Side = Literal["train", "validation", "test"]
 SIDES: tuple[Side, ...] = ("train", "validation", "test")
@@ -188,7 +188,7 @@ def _all_examples(options: InstructionOptions, counts: Counter[str]) -> Iterator
             if fault is not None:
                 counts[fault] += 1
                 continue
-            _require_text(messages, where)
+            require_utf8("".join(message["content"] for message in messages), where)
             yield Example(messages, normalised(name))
 
 
@@ -206,14 +206,6 @@ def _fault(messages: Sequence[Message]) -> str | None:
     if any(not message["content"].strip() for message in messages if message["role"] == "assistant"):
         return "empty answers"
     return None
-
-
-def _require_text(messages: Sequence[Message], where: str) -> None:
-    for message in messages:
-        try:
-            message["content"].encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{where} holds half a surrogate pair, which is no UTF-8 text: mend or remove it") from None
 
 
 def _conversations(

@@ -35,6 +35,7 @@ from finetuning.instruction.prompt_format import Message, Role
 from finetuning.instruction.records import read_records
 from utils.errors import UserError, one_line
 from working_with_text_data.python_docs import python_docs
+from working_with_text_data.rows import require_utf8
 
 KINDS = ("other", "truncated", "shuffled", "repeated")
 _ROLES = ("system", "user", "assistant")
@@ -144,6 +145,7 @@ def pairs_from_rows(
     for number, row in enumerate(rows, 1):
         found = _pair_of(row, f"{name}, row {number}")
         if isinstance(found, Pair):
+            require_utf8(f"{found.question}{found.chosen}{found.rejected}", f"{name}, row {number}")
             digest = hashlib.sha256(repr((found.question, found.chosen, found.rejected)).encode()).digest()
             if digest not in seen:
                 seen.add(digest)

@@ -179,6 +179,18 @@ def test_the_figures_are_sklearn_s_and_the_interval_is_the_bootstrap_s():
     assert sum(map(sum, found["confusion"])) == 400
 
 
+def test_roc_auc_of_several_labels_is_sklearn_s_and_skips_one_that_no_text_has():
+    random = np.random.default_rng(0)
+    truth, scores = random.integers(0, 3, 60), random.random((60, 3))
+    probabilities = scores / scores.sum(axis=1, keepdims=True)
+    assert report(truth, probabilities)["roc_auc"] == pytest.approx(
+        sk.roc_auc_score(truth, probabilities, multi_class="ovr")
+    )
+    truth = truth % 2
+    of_each = [sk.roc_auc_score(truth == i, probabilities[:, i]) for i in (0, 1)]
+    assert report(truth, probabilities)["roc_auc"] == pytest.approx(np.mean(of_each))
+
+
 def test_calibration_error_by_hand():
     probabilities = np.array([[0.9, 0.1]] * 10 + [[0.35, 0.65]] * 10)
     truth = np.array([0] * 6 + [1] * 4 + [1] * 10)  # 60 % right where 90 % was said, 100 % where 65 %

@@ -116,15 +116,43 @@ def test_all_kinds_of_sources_say_the_same(tmp_path):
         ([{"text": "x", "label": None}], {}, "a str and a NoneType"),
         ([{"text": "x", "label": 0.5}], {}, "a str and a float"),
         ([{"text": 5, "label": 1}], {}, "a int and a int"),
-        ([{"text": "x", "label": 1}, {"text": "y", "label": "1"}], {}, "all be texts or all be whole numbers"),
+        ([{"text": "x", "label": 1}, {"text": "y", "label": "one"}], {}, "all be texts or all be whole numbers"),
+        ([*many(30), {"text": "half \ud83d pair", "label": 1}], {}, "row 31 holds half a surrogate pair"),
+        ([*many(30), {"text": "the only one", "label": 7}], {}, "label '7' stands in none of the training texts"),
         ([{"text": f"x{i}", "label": 1} for i in range(30)], {}, "at least two labels"),
         ([{"text": "x", "label": 0}, {"text": "y", "label": 1}], {}, "at least two labels"),
         (many(30), {"label_names": ("a", "b", "c")}, "3 names for 2 labels"),
     ],
 )
 def test_wrong_rows_get_a_clear_line(tmp_path, rows, options, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises((UserError, ValueError), match=message):
         read_labelled(DataOptions(data=write_rows(tmp_path / "rows.jsonl", rows), **options))
+
+
+def test_numbers_of_a_csv_are_in_the_order_of_numbers(tmp_path):
+    """Names are given in the order of the values, and as texts 10 would stand before 2."""
+    rows = [f"text {i},{i % 11}" for i in range(220)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    names = tuple(f"class {i}" for i in range(11))
+    data = read_labelled(DataOptions(data=str(tmp_path / "rows.csv"), label_names=names))
+    assert all(item.label == int(item.text.split()[1]) % 11 for split in SPLITS for item in data.split(split))
+    test = write_rows(tmp_path / "test.jsonl", [{"text": f"test {i}", "label": i % 11} for i in range(22)])
+    data = read_labelled(DataOptions(data=str(tmp_path / "rows.csv"), test_data=Path(test)))
+    assert data.labels == tuple(map(str, range(11)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text,label\nfine,1\na text, with commas,0\n", "row 2 has 3 fields, and the header names 2"),
+        ("text,label\nfine,1\nonly a text\n", "row 2 has 1 fields, and the header names 2"),
+        ('label,text\n1,fine\n0,"never closed\n1,and swallowed\n', "is no CSV in UTF-8.*unexpected end of data"),
+    ],
+)
+def test_nothing_of_a_broken_csv_is_lost_silently(tmp_path, content, message):
+    (tmp_path / "rows.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        read_labelled(DataOptions(data=str(tmp_path / "rows.csv")))
 
 
 def test_wrong_files_get_a_clear_line(run, tmp_path):

@@ -131,6 +131,7 @@ def test_files_of_every_kind_hold_the_same(tmp_path):
         ("p.jsonl", b'{"chosen": "a"', "line 1 is not JSON"),
         ("p.csv", b"chosen,rejected", "no file of records"),
         ("p.jsonl", b'{"prompt": "q", "chosen": "a", "rejected": "b"}', "one question only"),
+        ("p.jsonl", rb'{"prompt": "q \ud83d", "chosen": "a", "rejected": "b"}', "row 1 holds half a surrogate pair"),
         ("p.jsonl", b'{"prompt": "q", "chosen": "a", "rejected": "a"}', "(1 equal answers left out)"),
     ],
 )
