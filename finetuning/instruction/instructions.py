@@ -16,11 +16,8 @@ and adding rows moves no other.
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 import unicodedata
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,13 +27,13 @@ from typing import Any, Literal
 
 from finetuning.instruction.prompt_format import Message, Role
 from finetuning.instruction.python_questions import python_questions
+from finetuning.instruction.records import SUFFIXES, read_records
 from utils.errors import UserError, one_line
-from working_with_text_data.rows import ROW_SUFFIXES, read_rows, require_utf8
+from working_with_text_data.rows import require_utf8
 
 Side = Literal["train", "validation", "test"]
 SIDES: tuple[Side, ...] = ("train", "validation", "test")
 EMBEDDED = "python-docs"
-SUFFIXES = (".json", ".json.gz", *ROW_SUFFIXES)
 _ROLES: dict[str, Role] = {
     "system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant",
 }  # fmt: skip
@@ -292,31 +289,8 @@ def _rows(data: str) -> Iterator[tuple[str, dict[str, Any]]]:
             "the hub"
         )
     for file in files:
-        rows = _json_list(file) if file.name.lower().endswith((".json", ".json.gz")) else read_rows(file)
-        for number, row in enumerate(rows, 1):
+        for number, row in enumerate(read_records(file), 1):
             yield f"{file}, row {number}", row
-
-
-def _json_list(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects in a file that is one JSON list."""
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: broken gzip file ({error})") from None
-    try:
-        rows = json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line} is not UTF-8 ({error.reason}): save the file as UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        hint = ": JSON by lines is called .jsonl" if "Extra data" in str(error) else ""
-        raise ValueError(f"{path} is not JSON ({error}){hint}") from None
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} holds a {type(rows).__name__}, not a list of rows")
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, row {number} is {_short(row)}, not an object with named columns")
-        yield row
 
 
 def _hub_rows(name: str) -> Iterator[tuple[str, dict[str, Any]]]:

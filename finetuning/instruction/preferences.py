@@ -223,7 +223,7 @@ def split_pairs(pairs: Iterable[Pair], share: float) -> tuple[list[Pair], list[P
     Pairs with one chosen answer stay together, too: several names have the same docstring.
 
     Raises:
-        UserError: there is one question only.
+        UserError: all have one question, or one chosen answer.
     """
     pairs = list(pairs)
     group: dict[str, str] = {}  # question or answer -> the group that it is in
@@ -234,7 +234,10 @@ def split_pairs(pairs: Iterable[Pair], share: float) -> tuple[list[Pair], list[P
             group[_root(group, name)] = first
     roots = sorted({_root(group, f"q {p.question}") for p in pairs}, key=lambda r: hashlib.sha256(r.encode()).digest())
     if len(roots) < 2:
-        raise UserError("there is one question only, and training and validation need different ones: give more pairs")
+        raise UserError(
+            "all pairs have one question or one chosen answer in common, and training and validation need different "
+            "ones: give more pairs"
+        )
     held_out = set(roots[: max(1, min(round(share * len(roots)), len(roots) - 1))])
     sides: tuple[list[Pair], list[Pair]] = ([], [])
     for pair in pairs:

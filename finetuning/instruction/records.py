@@ -33,16 +33,25 @@ def read_records(path: Path | str) -> Iterator[dict[str, Any]]:
     if not name.endswith((".json", ".json.gz")):
         yield from read_rows(path)
         return
+    yield from _json_list(path, path.read_bytes())
+
+
+def _json_list(path: Path, raw: bytes) -> Iterator[dict[str, Any]]:
+    """The objects in a file that is one JSON list."""
     try:
-        data = path.read_bytes()
-        records = json.loads(gzip.decompress(data) if name.endswith(".gz") else data)
+        text = (gzip.decompress(raw) if path.suffix.lower() == ".gz" else raw).decode("utf-8-sig")
+        rows = json.loads(text)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: broken gzip file ({error})") from None
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are both ValueErrors
-        raise ValueError(f"{path} is not JSON ({error}); a file with an object a line is called .jsonl") from None
-    if not isinstance(records, list):
-        raise ValueError(f"{path} is JSON, but no list of objects")
-    for number, record in enumerate(records, 1):
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, record {number} is {str(record)[:80]!r}, not an object with named columns")
-        yield record
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line} is not UTF-8 ({error.reason}): save the file as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        hint = ": JSON by lines is called .jsonl" if "Extra data" in str(error) else ""
+        raise ValueError(f"{path} is not JSON ({error}){hint}") from None
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} holds a {type(rows).__name__}, not a list of rows")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, row {number} is {str(row)[:60]!r}, not an object with named columns")
+        yield row

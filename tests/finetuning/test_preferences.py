@@ -123,14 +123,14 @@ def test_files_of_every_kind_hold_the_same(tmp_path):
     [
         ("p.jsonl", b"", "is empty"),
         ("p.json", b"[]", "holds no preference pairs"),
-        ("p.json", b"{}", "no list of objects"),
+        ("p.json", b"{}", "holds a dict, not a list of rows"),
         ("p.json", b"[1]", "not an object"),
         ("p.json", b'{"a": 1}\n{"a": 2}', ".jsonl"),
-        ("p.json", '["ä"]'.encode("latin-1"), "is not JSON"),
+        ("p.json", '["ä"]'.encode("latin-1"), "line 1 is not UTF-8"),
         ("p.json.gz", b"no gzip", "broken gzip"),
         ("p.jsonl", b'{"chosen": "a"', "line 1 is not JSON"),
         ("p.csv", b"chosen,rejected", "no file of records"),
-        ("p.jsonl", b'{"prompt": "q", "chosen": "a", "rejected": "b"}', "one question only"),
+        ("p.jsonl", b'{"prompt": "q", "chosen": "a", "rejected": "b"}', "one question or one chosen answer"),
         ("p.jsonl", rb'{"prompt": "q \ud83d", "chosen": "a", "rejected": "b"}', "row 1 holds half a surrogate pair"),
         ("p.jsonl", b'{"prompt": "q", "chosen": "a", "rejected": "a"}', "(1 equal answers left out)"),
     ],
@@ -171,7 +171,7 @@ def test_the_hub_is_read_at_the_commit_that_is_noted(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     options = PreferenceOptions(data="hub:a/b", hub_config="c", hub_split="s", revision="main", max_pairs=4)
-    with pytest.raises(UserError, match="one question only"):
+    with pytest.raises(UserError, match="one question or one chosen answer"):
         options.read()  # all have the same answer, so no split keeps it on one side
     assert asked[0][0] == ("a/b", "c")
     assert asked[0][1] == {"split": "s", "revision": "commit of a/b at main", "streaming": True}
