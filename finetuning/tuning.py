@@ -34,12 +34,14 @@ from pretraining.optimizers import GaLore, OptimizerName, make_optimizers
 from pretraining.run_options import (
     RunOptions,
     alone_with,
+    config_of_run,
     discard_older_checkpoints,
     go_on,
     refuse_another_run,
     trackers_of,
 )
 from pretraining.training_loop import Ending, Hooks, LoopOptions, Objective, Step, TrainingLoop
+from utils.checkpoints import find_checkpoints
 from utils.devices import describe_device
 from utils.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
 from utils.files import read_json, require_writable, write_json, write_text
@@ -170,7 +172,7 @@ class Task(Protocol):
 
     blocks: list[nn.Module]
     data: dict[str, Any]
-    """How the data was made, for config.json and the model card."""
+    """How the data was made, for config.json and the model card; its `fingerprint`, if it has one, tells equal data."""
 
     @property
     def objective(self) -> Objective:
@@ -222,6 +224,22 @@ def is_unfinished(model: str) -> bool:
     return made_by.is_file() and read_json(made_by).get("metrics", {}).get("finished") is False
 
 
+def refuse_other_data(options: TuningOptions, fingerprint: str | None) -> None:
+    """A run goes on with the ids that it began with: else what was held out would be learned from.
+
+    Raises:
+        UserError: files, or the base model's tokenizer, have changed since.
+    """
+    if options.resume == "no" or not find_checkpoints(options.run / "checkpoints"):
+        return
+    before = (config_of_run(options.run).get("data") or {}).get("fingerprint")
+    if before is not None and before != fingerprint:
+        raise UserError(
+            f"{options.run} was begun with other examples or another tokenizer than its --data and --model "
+            f"({options.model}) give now: restore them, or choose another folder with --run"
+        )
+
+
 class Tuning:
     """One run on this rank.
 
@@ -239,6 +257,7 @@ class Tuning:
         every = options.evaluate_every or 10**15
         self.given, self.options = options, replace(options, steps=steps, evaluate_every=every)
         refuse_another_run(options)
+        refuse_other_data(options, task.data.get("fingerprint"))
         if ranks.is_first:
             require_writable(options.run)
         self.progress = _Progress()

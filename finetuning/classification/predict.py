@@ -9,7 +9,10 @@ logit itself; for a GPT they are the first term of its expansion around the text
 
 from __future__ import annotations
 
+import codecs
+import io
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +49,7 @@ class Prediction(NamedTuple):
     label: str
     probabilities: dict[str, float]
     tokens: list[str]
-    """The text as the tokens that were read."""
+    """The text as the tokens that were read; several that spell one character are one."""
     contributions: list[float]
     """Of each token to the label that won: above 0 for it, below 0 against it. In logits."""
     cut: bool
@@ -65,9 +68,23 @@ def predict(classifier: GPTClassifier, tokenizer: BytePairTokenizer, text: str) 
     logits, contributions = contributions_of(classifier, torch.from_numpy(ids).to(classifier.gpt.device))
     probabilities = logits.softmax(dim=0).tolist()
     labels = classifier.config.labels
-    tokens = [tokenizer.decode_bytes([int(i)]).decode("utf-8", errors="replace") for i in ids[1:]]
+    pieces = [tokenizer.decode_bytes([int(i)]) for i in ids[1:]]
+    tokens, shares = whole_characters(pieces, contributions[1:].tolist())
     label = labels[int(logits.argmax())]
-    return Prediction(label, dict(zip(labels, probabilities, strict=True)), tokens, contributions[1:].tolist(), cut > 0)
+    return Prediction(label, dict(zip(labels, probabilities, strict=True)), tokens, shares, cut > 0)
+
+
+def whole_characters(pieces: Sequence[bytes], shares: Sequence[float]) -> tuple[list[str], list[float]]:
+    """Tokens as texts: those that spell a character's bytes together are one, and their contributions add up."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    texts, sums, text, total = [], [], "", 0.0
+    for number, (piece, share) in enumerate(zip(pieces, shares, strict=True), 1):
+        text, total = text + decoder.decode(piece, final=number == len(pieces)), total + share
+        if not decoder.getstate()[0]:  # no bytes are waiting for the rest of their character
+            texts.append(text)
+            sums.append(total)
+            text, total = "", 0.0
+    return texts, sums
 
 
 def contributions_of(classifier: GPTClassifier, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,8 +109,6 @@ def contributions_of(classifier: GPTClassifier, ids: Tensor) -> tuple[Tensor, Te
 
 def save_words(path: Path, prediction: Prediction, per_line: int = 84) -> None:
     """Writes a PNG of the text: dark behind tokens that spoke for the label, framed where they spoke against it."""
-    import io
-
     from matplotlib.figure import Figure
 
     lines: list[list[tuple[str, float]]] = [[]]
@@ -124,7 +139,9 @@ def save_words(path: Path, prediction: Prediction, per_line: int = 84) -> None:
                 axes.text(at + i + 0.5, -row, character, family="monospace", fontsize=9, ha="center", va="center")
             at += len(token)
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for what the font does not have
+        figure.savefig(buffer, dpi=120)
     write_bytes(path, buffer.getvalue())
 
 

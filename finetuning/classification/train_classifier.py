@@ -10,6 +10,7 @@ which shows what they were worth. The best model by validation loss is measured 
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,7 @@ class Classification:
         lengths = [len(ids) for ids in self.encoded["train"]]
         self.examples = ExampleBatches(lengths, options.batch_size, options.seed)
         self.data = self.texts.summary | {"cut": self.cut, "max_length": config.max_length}
+        self.data["fingerprint"] = self._fingerprint()
 
     def batch(self, step: int, rank: int, ranks: int) -> Arrays:
         """ids (batch, tokens), labels and lengths (batch,)."""
@@ -129,6 +131,14 @@ class Classification:
         labels = np.where(chosen >= 0, self.labels["train"][chosen], IGNORE)
         share = slice(rank * len(chosen) // ranks, (rank + 1) * len(chosen) // ranks)
         return ids[share], labels[share], lengths[share]
+
+    def _fingerprint(self) -> str:
+        """Of all that is learned from and measured on: 16 hexadecimal digits."""
+        digest = hashlib.sha256(self.tokenizer.fingerprint.encode())
+        for split in SPLITS:
+            for ids, label in zip(self.encoded[split], self.labels[split], strict=True):
+                digest.update(f"{split} {label} ".encode() + ids.tobytes())
+        return digest.hexdigest()[:16]
 
     def probabilities(self, split: str, count: int | None = None) -> npt.NDArray[np.float32]:
         """What the classifier, as it is, says of the first `count` texts of a split: (texts, labels)."""

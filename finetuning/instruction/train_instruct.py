@@ -56,7 +56,7 @@ from pretraining.run_options import refuse_another_run
 from pretraining.training_loop import NextToken, TrainingLoop
 from utils.devices import autocast
 from utils.errors import UserError, run_command
-from utils.files import read_json, write_json
+from utils.files import write_json
 from utils.seeding import seed_everything
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 from working_with_text_data.bytepair_enc.bpe import END_OF_TEXT
@@ -336,23 +336,6 @@ def _asked(examples: Sequence[Example], side: str, n: int) -> list[tuple[str, Ex
     return [(side, example) for example in found[::step][:n]]
 
 
-def refuse_other_data(options: TrainInstruct, fingerprint: str) -> None:
-    """A run goes on with the tokens that it began with.
-
-    Raises:
-        UserError: files, base model or its tokenizer have changed since.
-    """
-    path = options.run / "config.json"
-    if options.resume == "no" or not path.is_file():
-        return
-    before = read_json(path).get("data", {}).get("fingerprint")
-    if before != fingerprint:
-        raise UserError(
-            f"{options.run} was begun with other examples or another tokenizer than --data {options.data} and --model "
-            f"{options.model} give now: restore them, or choose another folder with --run"
-        )
-
-
 def say_what_is_learned(task: InstructionTask) -> None:
     """The counts: what was read, left out and cut, and what fills up the rows."""
     data, o = task.data, task.options
@@ -376,10 +359,10 @@ def main(options: TrainInstruct) -> None:
         options.parts(ranks.size)
         refuse_another_run(options)  # before the minutes that reading and encoding may take
         task = InstructionTask(options, ranks)
-        refuse_other_data(options, task.data["fingerprint"])
+        tuning = Tuning(options, ranks, task)
         if ranks.is_first:
             say_what_is_learned(task)
-        ending = Tuning(options, ranks, task).train()
+        ending = tuning.train()
     if ending == "finished" and ranks.is_first:
         command = f"python finetuning/instruction/ask.py --model {quoted(options.run / 'model')}"
         print(f'Next: {command} "What does `len` do?"')

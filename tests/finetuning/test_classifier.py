@@ -229,6 +229,19 @@ def test_predict_refuses_nothing_and_says_what_it_left_out():
         predict(classifier, TOKENIZER, " <br /> ")
 
 
+def test_a_character_of_several_tokens_is_shown_whole(tmp_path, recwarn):
+    """The tokenizer spells what it has not seen by its bytes, and half a character is none."""
+    classifier, text = made(labels=("bad", "good"), max_length=16), "a café 电"
+    found = predict(classifier, TOKENIZER, text)
+    assert "".join(found.tokens) == text
+    ids = torch.tensor([TOKENIZER.eot_token, *TOKENIZER.encode(text)])
+    _, each = contributions_of(classifier, ids)
+    assert len(found.tokens) < len(each) - 1
+    assert sum(found.contributions) == pytest.approx(float(each[1:].sum()), abs=1e-6)
+    save_words(tmp_path / "a.png", found)
+    assert not recwarn.list  # of glyphs that no font on this machine has
+
+
 def test_predict_s_command(run, tmp_path):
     save_classifier(made(labels=("bad", "good")), tmp_path / "model", TOKENIZER)
     done = run("finetuning/classification/predict.py", "--model", tmp_path / "model", "--text", "a film")

@@ -33,6 +33,7 @@ from finetuning.tuning import Tuning
 from gpt_model import GPT, GPTConfig, load_model
 from pretraining.distributed import Ranks
 from tests.conftest import ROOT, assert_one_clear_line
+from utils.errors import UserError
 from utils.readme_tables import read_results, with_block
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 from working_with_text_data.token_shards import IGNORE
@@ -184,6 +185,19 @@ def test_killed_and_resumed_is_as_if_never_killed(base, tmp_path):
     assert cut is not None
     assert whole is not None
     assert {k: v for k, v in cut.items() if k not in timed} == {k: v for k, v in whole.items() if k not in timed}
+
+
+def test_a_run_goes_on_with_its_own_texts_alone(base, tmp_path):
+    """With other texts under the same name, what was held out would be learned from, and then measured on."""
+    data = tmp_path / "rows.jsonl"
+    rows = [json.dumps({"text": f"{'never' if i % 2 else 'so'} dull, film {i}", "label": i % 2}) for i in range(80)]
+    data.write_text("\n".join(rows), encoding="utf-8")
+    once = options(base, tmp_path / "run", data=str(data), steps=2)
+    train_and_measure(once, ALONE)
+    train_and_measure(replace(once, resume="auto"), ALONE)
+    data.write_text("\n".join(rows[1:]), encoding="utf-8")
+    with pytest.raises(UserError, match="begun with other examples or another tokenizer"):
+        train_and_measure(replace(once, resume="auto"), ALONE)
 
 
 def test_two_ranks_and_parts_take_the_steps_of_one(base, tmp_path):
