@@ -1,7 +1,7 @@
 """Which part of a GPT should learn? The same base, the same texts, one table.
 
-python finetuning/classification/compare_classifiers.py --model runs/reviews-lm/model --data aclImdb_v1.tar.gz \
-    --baselines runs/baselines.json
+python finetuning/classification/compare_classifiers.py --model runs/imdb/lm/model --data aclImdb_v1.tar.gz \
+    --baselines runs/imdb/baselines.json
 
     head only          the base is a fixed reader; a matrix of (labels, d_model) learns
     last block + head  and one block with it
@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from finetuning.classification.labelled import DataOptions
+from finetuning.classification.labelled import DataOptions, read_labelled
 from finetuning.classification.train_classifier import TrainClassifier, train_and_measure
 from pretraining.distributed import join_ranks
 from utils.benchmarking import describe_machine
@@ -48,8 +48,8 @@ RATES = {"head only": (1e-2, 3e-2), "LoRA": (1e-3, 3e-3)}  # the others have --r
 class CompareClassifiers(DataOptions):
     """The flags of this script."""
 
-    name: str = "imdb"
-    """What the data is called in the table, and the name of the JSON file."""
+    name: str | None = None
+    """What the data is called in the table, and the name of the JSON file; as in --data if not given."""
     model: str = "runs/demo/model"
     """The base: a model folder, or a name on the hub."""
     ways: tuple[str, ...] = tuple(WAYS)
@@ -85,6 +85,13 @@ class CompareClassifiers(DataOptions):
             raise UserError(f"--ways {unknown[0]!r} is unknown: {', '.join(WAYS)} are there")
         if not self.ways or not self.rates or min(self.rates) <= 0:
             raise UserError("name one of --ways at least, and --rates above 0")
+        if Path(self.called).name != self.called:
+            raise UserError(f"--name {self.name!r} must be the name of a file, without a folder")
+
+    @property
+    def called(self) -> str:
+        """The data's name: imdb, or that of the file or folder."""
+        return Path(self.data).name.split(".")[0] if self.name is None else self.name
 
 
 def options_of(options: CompareClassifiers, way: str, rate: float) -> TrainClassifier:
@@ -94,7 +101,7 @@ def options_of(options: CompareClassifiers, way: str, rate: float) -> TrainClass
         **data,
         **WAYS[way],
         model=options.model,
-        run=options.runs / options.name / way.replace(" ", "-").replace(",", "") / f"{rate:g}",
+        run=options.runs / options.called / way.replace(" ", "-").replace(",", "") / f"{rate:g}",
         learning_rate=rate,
         other_learning_rate=max(rate, 1e-3),
         epochs=options.epochs,
@@ -109,14 +116,18 @@ def options_of(options: CompareClassifiers, way: str, rate: float) -> TrainClass
     )
 
 
-def run_one(run: TrainClassifier) -> dict[str, Any]:
+def run_one(run: TrainClassifier, data_sha256: str) -> dict[str, Any]:
     """The figures of a run, which is trained if it is not whole yet.
+
+    Args:
+        data_sha256: of its texts, which can be others under the same name.
 
     Raises:
         UserError: it was interrupted.
     """
     done = run.run / "done.json"
     flags = {name: str(value) for name, value in asdict(run).items() if name not in ("run", "resume")}
+    flags["data_sha256"] = data_sha256
     if done.is_file() and (before := read_json(done))["flags"] == flags:
         return dict(before["figures"])
     with join_ranks(run.device) as ranks:
@@ -152,23 +163,41 @@ def main(options: CompareClassifiers) -> None:
     require_markers(options.readme, "classifiers")
     if not options.report_only:
         require_writable(options.out)
+        data_sha256 = read_labelled(options).summary["sha256"]
+        baselines = baselines_of(options, data_sha256)
         ways = {}
         for way in options.ways:
             found = []
             for rate in RATES.get(way, options.rates):
                 print(f"\n=== {way}, learning rate {rate:g}", flush=True)
-                found.append(run_one(options_of(options, way, rate)))
+                found.append(run_one(options_of(options, way, rate), data_sha256))
             ways[way] = min(found, key=lambda one: one["validation_loss"])
-        baselines = read_json(options.baselines)["baselines"] if options.baselines is not None else {}
         base = read_json(Path(options.model) / "scratchbook.json").get("metrics", {}) if _is_ours(options.model) else {}
-        results = {"name": options.name, "baselines": baselines, "ways": ways, "base": base, "epochs": options.epochs}
-        path = options.out / f"{options.name}.json"
+        results = {"name": options.called, "baselines": baselines, "ways": ways, "base": base, "epochs": options.epochs}
+        path = options.out / f"{options.called}.json"
         write_json(path, results | {"machine": describe_machine(), "made_by": provenance()})
         print(f"Wrote {path}")
     found_table = table(read_results(options.out))
     print(found_table)
     write_block(options.readme, "classifiers", found_table)
     print(f"Wrote {options.readme}")
+
+
+def baselines_of(options: CompareClassifiers, data_sha256: str) -> dict[str, Any]:
+    """What train_baselines.py found on the same texts; nothing if it is not asked for.
+
+    Raises:
+        UserError: there is no such file, or it is of other texts.
+    """
+    if options.baselines is None:
+        return {}
+    again = f"make it anew with python finetuning/classification/train_baselines.py --data {options.data}"
+    if not options.baselines.is_file():
+        raise UserError(f"no file {options.baselines}: {again}")
+    found = read_json(options.baselines)
+    if not isinstance(found, dict) or found.get("data", {}).get("sha256") != data_sha256:
+        raise UserError(f"{options.baselines} is of other texts than --data {options.data}: {again}")
+    return dict(found["baselines"])
 
 
 def _is_ours(model: str) -> bool:

@@ -113,6 +113,8 @@ class DataOptions:
     def __post_init__(self) -> None:
         if not 0 < self.validation < 1:
             raise UserError(f"--validation is a share: above 0 and below 1, got {self.validation}")
+        if len(set(self.label_names)) != len(self.label_names):
+            raise UserError(f"--label-names are to be told apart, got {' '.join(self.label_names)}")
         for name in ("train_limit", "test_limit"):
             if getattr(self, name) is not None and getattr(self, name) < 2:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 2, got {getattr(self, name)}")

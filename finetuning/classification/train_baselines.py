@@ -40,7 +40,7 @@ from tqdm import tqdm
 from finetuning.classification.labelled import DataOptions, LabelledData, LabelledText, describe, read_labelled
 from finetuning.classification.metrics import report
 from utils.benchmarking import describe_machine
-from utils.errors import run_command
+from utils.errors import UserError, run_command
 from utils.files import require_writable, write_json
 from utils.tracking import provenance
 
@@ -55,6 +55,13 @@ class TrainBaselines(DataOptions):
     """The JSON file with all figures."""
     min_count: int = 2
     """Words that stand in fewer training texts are left out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_count < 1:
+            raise UserError(f"--min-count must be at least 1, got {self.min_count}")
+        if self.out.is_dir():
+            raise UserError(f"{self.out} is a folder: --out names a JSON file")
 
 
 def tokens_of_length(pair: bool) -> tuple[int, int]:
@@ -124,7 +131,19 @@ def search(data: LabelledData, name: str, settings: Iterator[tuple[Setting, Pipe
 
 
 def train_baselines(data: LabelledData, min_count: int = 2) -> dict[str, Any]:
-    """name -> what `search` found."""
+    """name -> what `search` found.
+
+    Raises:
+        UserError: the texts have no words.
+    """
+    texts, _ = texts_and_labels(data.train)
+    try:
+        CountVectorizer(min_df=min_count).fit(texts)
+    except ValueError:
+        raise UserError(
+            f"no word of two letters or more stands in {min_count:,} of the training texts: lower --min-count, or give "
+            "more texts"
+        ) from None
     found = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 300 steps are enough for a baseline

@@ -122,6 +122,7 @@ def test_all_kinds_of_sources_say_the_same(tmp_path):
         ([{"text": f"x{i}", "label": 1} for i in range(30)], {}, "at least two labels"),
         ([{"text": "x", "label": 0}, {"text": "y", "label": 1}], {}, "at least two labels"),
         (many(30), {"label_names": ("a", "b", "c")}, "3 names for 2 labels"),
+        (many(30), {"label_names": ("a", "a")}, "--label-names are to be told apart"),
     ],
 )
 def test_wrong_rows_get_a_clear_line(tmp_path, rows, options, message):

@@ -20,6 +20,7 @@ import torch
 from finetuning.classification.classifier import load_classifier, predict_logits
 from finetuning.classification.compare_classifiers import README, RESULTS, CompareClassifiers, main, table
 from finetuning.classification.labelled import read_labelled
+from finetuning.classification.metrics import report
 from finetuning.classification.synthetic import synthetic_reviews
 from finetuning.classification.train_baselines import train_baselines
 from finetuning.classification.train_classifier import (
@@ -34,6 +35,7 @@ from gpt_model import GPT, GPTConfig, load_model
 from pretraining.distributed import Ranks
 from tests.conftest import ROOT, assert_one_clear_line
 from utils.errors import UserError
+from utils.files import write_json
 from utils.readme_tables import read_results, with_block
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 from working_with_text_data.token_shards import IGNORE
@@ -253,7 +255,6 @@ def test_ways_are_compared_and_what_is_done_is_not_done_again(base, tmp_path, mo
     readme = tmp_path / "README.md"
     readme.write_text("<!-- classifiers:begin -->\n<!-- classifiers:end -->", encoding="utf-8")
     o = CompareClassifiers(
-        name="synthetic",
         model=str(base),
         ways=("head only", "everything"),
         rates=(3e-3,),
@@ -272,6 +273,28 @@ def test_ways_are_compared_and_what_is_done_is_not_done_again(base, tmp_path, mo
     monkeypatch.setattr("finetuning.classification.compare_classifiers.train_and_measure", None)
     main(o)  # would fail if it trained
     assert readme.read_text(encoding="utf-8") == made
+    data = read_labelled(o)
+    for sha256, fits in ((data.summary["sha256"], True), ("of other texts", False)):
+        baselines = tmp_path / "baselines.json"
+        one = {"test": report(np.array([0, 1]), np.eye(2)), "training_seconds": 1.0}
+        write_json(baselines, {"data": {"sha256": sha256}, "baselines": {"a count of words": one}})
+        if fits:
+            main(replace(o, baselines=baselines))
+            assert "| synthetic | a count of words |" in readme.read_text(encoding="utf-8")
+        else:
+            with pytest.raises(UserError, match="of other texts than --data synthetic: make it anew"):
+                main(replace(o, baselines=baselines))
+    with pytest.raises(TypeError):  # other texts, so it trains
+        main(replace(o, data_seed=1, runs=tmp_path / "other"))
+    assert CompareClassifiers(data="a/aclImdb_v1.tar.gz").called == "aclImdb_v1"
+
+
+def test_baselines_refuse_what_would_fail_after_minutes(run, tmp_path):
+    script = "finetuning/classification/train_baselines.py"
+    assert_one_clear_line(run(script, "--out", tmp_path), "is a folder: --out names a JSON file")
+    assert_one_clear_line(run(script, "--min-count", 0), "--min-count must be at least 1, got 0")
+    few = run(script, "--min-count", 10000, "--out", tmp_path / "a.json")
+    assert_one_clear_line(few, "no word of two letters or more stands in 10,000 of the training texts")
 
 
 def test_the_readme_holds_the_table_of_the_committed_results():
