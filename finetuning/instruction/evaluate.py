@@ -100,7 +100,7 @@ class Evaluate:
     judge_key_variable: str = "JUDGE_API_KEY"
     """The environment variable that holds the key, if the endpoint wants one."""
     judge_timeout: float = 60.0
-    """Seconds that a verdict may take."""
+    """Seconds of silence after which a request counts as failed."""
     judge_retries: int = 4
     """How often a request is sent again that failed in a way that may pass."""
     seed: int = 0

@@ -61,18 +61,25 @@ class Judge:
     model: str
     key: str | None = field(default=None, repr=False)
     timeout: float = 60.0
-    """Seconds that an answer may take."""
+    """Seconds of silence after which a request counts as failed."""
     retries: int = 4
     """How often a request is sent again that failed in a way that may pass."""
     first_wait: float = 1.0
     """Seconds before the first of them; each next one waits twice as long, or as long as the server asks."""
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
+        try:
+            parts = urlsplit(self.url)
+        except ValueError:  # brackets that are not closed
+            parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise UserError(f"--judge-url {self.url}: write it like http://127.0.0.1:8000/v1")
         if parts.username or parts.password:
             raise UserError("--judge-url has a password in it, which would be written down: take it out")
+        if self.key and not (self.key.isascii() and self.key.isprintable()):  # Python's own complaint would show it
+            raise UserError(
+                "the judge's key has a character in it that cannot be sent, such as a line end: set it anew"
+            )
         if not 0 < self.timeout < float("inf") or self.retries < 0:
             raise UserError(f"the judge's timeout must be above 0 and its retries at least 0, got {self.timeout}, "
                             f"{self.retries}")  # fmt: skip
@@ -108,10 +115,10 @@ class Judge:
                 if error.code not in _RETRIED:
                     break
                 asked = error.headers.get("Retry-After", "")
-                wait = float(asked) if asked.isdigit() else wait
+                wait = float(asked) if asked.isdecimal() else wait
             except (OSError, HTTPException) as error:  # no connection, a broken one, or the time is up
                 problem = str(getattr(error, "reason", error)) or type(error).__name__
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 problem = f"not the JSON of a chat completion: {error}"
         raise UserError(f"the judge at {self.url} did not answer ({problem}): look at --judge-url, --judge-model and "
                         "the key")  # fmt: skip
@@ -144,7 +151,7 @@ def judge_from(url: str | None, model: str | None, key_variable: str, timeout: f
         return None
     if url is None or model is None:
         raise UserError("a judge needs both --judge-url and --judge-model")
-    return Judge(url, model, os.environ.get(key_variable) or None, timeout, retries)
+    return Judge(url, model, os.environ.get(key_variable, "").strip() or None, timeout, retries)
 
 
 def comparison(question: str, a: str, b: str) -> str:

@@ -421,13 +421,32 @@ def test_a_judge_that_is_silent_or_not_there_is_one_clear_line(serve):
         Judge("http://127.0.0.1:9/v1", "m", retries=1, first_wait=0.001).ask("x")
 
 
+@pytest.mark.parametrize("key", ["s3cret\rx", "s3crét…"])
+def test_a_key_that_cannot_be_sent_is_not_shown(key):
+    with pytest.raises(UserError, match="character in it that cannot be sent") as caught:
+        Judge("http://127.0.0.1:9/v1", "m", key)
+    assert "s3cr" not in str(caught.value)
+
+
+def test_garbage_as_deep_as_it_likes_is_one_clear_line(serve):
+    with pytest.raises(UserError, match="not the JSON of a chat completion"):
+        serve(lambda body: (200, b"[" * 100_000)).judge(retries=0).ask("x")
+
+
 def test_flags_of_the_judge(monkeypatch):
     monkeypatch.setenv("SOME_KEY", "k")
     judge = judge_from("http://x/v1", "m", "SOME_KEY", 5, 1)
     assert judge is not None
     assert judge.key == "k"
     assert judge_from(None, None, "SOME_KEY", 5, 1) is None
-    for url, words in (("ftp://x", "write it like"), ("x/v1", "write it like"), ("http://a:b@x/v1", "password")):
+    monkeypatch.setenv("SOME_KEY", "k\r\n")  # as a file with Windows's line ends gives it
+    assert judge_from("http://x/v1", "m", "SOME_KEY", 5, 1) == judge
+    for url, words in (
+        ("ftp://x", "write it like"),
+        ("x/v1", "write it like"),
+        ("http://[::1/v1", "write it like"),
+        ("http://a:b@x/v1", "password"),
+    ):
         with pytest.raises(UserError, match=words):
             Judge(url, "m")
     with pytest.raises(UserError, match="both --judge-url and --judge-model"):
