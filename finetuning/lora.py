@@ -192,7 +192,9 @@ def load_adapter(model: GPT, folder: Path | str) -> LoRA:
     folder = Path(folder)
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise ValueError(f"{folder} holds no adapter: {CONFIG} and {WEIGHTS} are needed")
-    config: dict[str, Any] = read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / CONFIG} is damaged: it holds no settings")
     if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("bias", "none") != "none":
         raise ValueError(f"{folder} holds another kind of adapter than plain LoRA without biases")
     if config.get("rank_pattern") or config.get("alpha_pattern") or config.get("use_rslora"):
@@ -202,7 +204,12 @@ def load_adapter(model: GPT, folder: Path | str) -> LoRA:
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} is damaged ({error})") from None
     names = sorted({name.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for name in weights})
-    lora = LoRA(config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0), tuple(map(re.escape, names)))
+    try:
+        lora = LoRA(config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0), tuple(map(re.escape, names)))
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / CONFIG} is damaged: r, lora_alpha or lora_dropout is no number ({error})"
+        ) from None
     added = add_lora(model, lora)
     if sorted(added) != names:
         lacking = sorted(set(names) - set(added))

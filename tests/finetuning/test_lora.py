@@ -22,6 +22,7 @@ from finetuning.lora import (
     save_adapter,
 )
 from gpt_model import GPT, GPTConfig, GPTWithMLA, GPTWithMLAConfig
+from utils.files import read_json, write_json
 
 # peft asks transformers for something that it will drop.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -177,3 +178,14 @@ def test_adapters_of_a_model_that_answers_have_their_dropout_off():
     model = GPT(GPTConfig(vocab_size=50, context_length=16, n_layer=1, n_head=2, d_model=16)).eval()
     add_lora(model, LoRA(dropout=0.5))
     assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("damage", [{"r": None}, {"r": "8"}, {"lora_alpha": None}, None])
+def test_damaged_settings_of_an_adapter_are_a_clear_line(tmp_path, damage):
+    save_adapter(with_adapters(), tmp_path / "adapter", LoRA(rank=3, alpha=6), "base")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    write_json(path, [] if damage is None else read_json(path) | damage)
+    model = with_adapters(seed=0)
+    merge_lora_away(model)
+    with pytest.raises(ValueError, match=r"adapter_config\.json is damaged"):
+        load_adapter(model, tmp_path / "adapter")
