@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,25 @@ def run() -> Run:
         )
 
     return run_script
+
+
+def started(command: Iterable[object]) -> subprocess.Popen[str]:
+    """A command on its way, from the repository's root, with one thread; `ended` waits for it."""
+    return subprocess.Popen(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """What a process said, all of it, once it ended as it should."""
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
 
 
 def assert_one_clear_line(done: subprocess.CompletedProcess[str], *words: str) -> None:

@@ -8,6 +8,7 @@ names that it has never seen, each beside the right answer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,6 +88,7 @@ def main(options: Ask) -> None:
     kept = kept_questions(folder, options.examples) if options.examples else []
     asked: list[list[Message]] = [[*system, {"role": "user", "content": q}] for q in options.question]
     asked += [one["messages"] for one in kept]
+    _say_what_is_too_long([len(layout.encode(tokenizer, q, ask=True).ids) for q in asked], model.config.context_length)
     said = answers(model, tokenizer, layout, asked, options.max_new_tokens, options.sampling())
     for question, answer in zip(asked, said[: len(options.question)], strict=False):
         _show("", question, answer)
@@ -103,6 +105,13 @@ def main(options: Ask) -> None:
             seen = "learned from" if side == "trained" else "about names never seen in training"
             print(f"\n{n} of {of} questions {seen} are answered word for word", end="")
     print(f'\nNext: your own question, python finetuning/instruction/ask.py --model {options.model} "..."')
+
+
+def _say_what_is_too_long(lengths: Sequence[int], context_length: int) -> None:
+    for number, length in enumerate(lengths, 1):
+        if length > context_length:
+            print(f"The beginning of question {number} was not read: it has {length:,} tokens in the layout, ", end="")
+            print(f"and the model sees {context_length:,}")
 
 
 def _show(label: str, question: list[Message], answer: str) -> None:

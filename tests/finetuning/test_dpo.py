@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from typing import Any
@@ -35,7 +33,7 @@ from finetuning.lora import load_adapter, merge_lora
 from gpt_model import GPT, GPTConfig, load_model
 from gpt_model.pretrained import save_model
 from pretraining.distributed import Ranks
-from tests.conftest import ROOT, assert_one_clear_line
+from tests.conftest import ROOT, assert_one_clear_line, ended, started
 from utils.errors import UserError
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 from working_with_text_data.token_shards import IGNORE
@@ -289,26 +287,12 @@ SMALL = [
     "--learning-rate",
     0.01,
 ]
-FAST = {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
 
 
 def start(base, data, folder, *flags, ranks=1):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks, "--"] if ranks > 1 else []
     command = [sys.executable, *torchrun, ROOT / TRAIN_DPO, "--model", base, "--data", data, "--run", folder]
-    return subprocess.Popen(
-        [str(x) for x in (*command, *SMALL, *flags)],
-        cwd=ROOT,
-        env=os.environ | FAST,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def end(process):
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return said
+    return started([*command, *SMALL, *flags])
 
 
 def kill_in_the_middle(process, folder, at):
@@ -337,7 +321,7 @@ def rows_of(folder):
 def whole(base, data, tmp_path_factory):
     """A run with adapters, from beginning to end."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    said = end(start(base, data, folder, "--lora", "--lora-dropout", 0.1, "--steps", 40))
+    said = ended(start(base, data, folder, "--lora", "--lora-dropout", 0.1, "--steps", 40))
     return folder, said
 
 
@@ -380,7 +364,7 @@ def test_killed_and_resumed_is_bit_for_bit_as_if_never_killed(base, data, whole,
     folder, flags = tmp_path / "cut", ("--lora", "--lora-dropout", 0.1, "--steps", 40)
     assert kill_in_the_middle(start(base, data, folder, *flags), folder, at=13) == -signal.SIGKILL
     assert len(rows_of(folder)) < 40
-    assert "Going on after step" in end(start(base, data, folder, *flags, "--resume", "auto"))
+    assert "Going on after step" in ended(start(base, data, folder, *flags, "--resume", "auto"))
     assert rows_of(folder) == rows_of(whole[0])
     a, b = load_model(folder / "model"), load_model(whole[0] / "model")
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
@@ -389,8 +373,8 @@ def test_killed_and_resumed_is_bit_for_bit_as_if_never_killed(base, data, whole,
 def test_two_ranks_and_small_parts_take_the_steps_of_one(base, data, tmp_path):
     flags = ("--steps", 6, "--lora")
     one = start(base, data, tmp_path / "one", *flags)
-    end(start(base, data, tmp_path / "two", *flags, "--micro-batch-size", 2, ranks=2))
-    end(one)
+    ended(start(base, data, tmp_path / "two", *flags, "--micro-batch-size", 2, ranks=2))
+    ended(one)
     ours, theirs = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
     assert ours.keys() == theirs.keys()
     for step in ours:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -26,7 +24,7 @@ from finetuning.instruction.prompt_format import PromptFormat
 from finetuning.instruction.train_instruct import InstructionTask, TrainInstruct, main, plain_copy, token_accuracy
 from gpt_model import GPT, GPTConfig, load_model, load_tokenizer
 from pretraining.distributed import Ranks
-from tests.conftest import ROOT, assert_one_clear_line
+from tests.conftest import ROOT, assert_one_clear_line, ended, started
 from utils.checkpoints import find_checkpoints
 from utils.errors import UserError
 from working_with_text_data.bytepair_enc import BytePairTokenizer
@@ -34,7 +32,6 @@ from working_with_text_data.token_shards import IGNORE
 
 SCRIPT, ASK = "finetuning/instruction/train_instruct.py", "finetuning/instruction/ask.py"
 HERE = Ranks(0, 1, torch.device("cpu"))
-FAST = {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
@@ -70,11 +67,8 @@ def options(work, **more) -> TrainInstruct:
 
 def start(work, run, *more, ranks=1):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--"]
-    command = [*([sys.executable] if ranks == 1 else torchrun), ROOT / SCRIPT, "--run", run, *flags(work, *more)]
-    return subprocess.Popen(
-        list(map(str, command)), cwd=ROOT, env=os.environ | FAST, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True,
-    )  # fmt: skip
+    python = [sys.executable] if ranks == 1 else torchrun
+    return started([*python, ROOT / SCRIPT, "--run", run, *flags(work, *more)])
 
 
 def as_typed(name, value):
@@ -83,12 +77,6 @@ def as_typed(name, value):
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-", 1)]
     return [flag, value]
-
-
-def end(process):
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return said
 
 
 def measured(run: Path) -> list[dict[str, float]]:
@@ -140,7 +128,7 @@ def test_two_ranks_and_parts_take_the_step_of_one_large_batch(work, tmp_path, pa
     main(options(work, run=tmp_path / "one", **more))
     main(options(work, run=tmp_path / "parts", micro_batch_size=2, **more))
     if packing:
-        end(two)
+        ended(two)
     one_steps, *others = ([r["loss"] for r in measured(tmp_path / n) if "loss" in r] for n in ("one", *names))
     for steps in others:
         assert steps == pytest.approx(one_steps, rel=1e-5)
@@ -182,7 +170,7 @@ def tuned(work, tmp_path_factory):
     """A run with everything, and what it said."""
     run = tmp_path_factory.mktemp("tuned") / "run"
     more = ("--lora", "--lora-targets", "c_attn", "c_proj", "c_fc", "--lora-rank", 16, "--format", "chat")
-    return run, end(start(work, run, *more, "--system-prompt", "Add.", "--steps", 12))
+    return run, ended(start(work, run, *more, "--system-prompt", "Add.", "--steps", 12))
 
 
 def test_a_run_leaves_what_it_says(tuned, work, run):
@@ -203,6 +191,9 @@ def test_a_run_leaves_what_it_says(tuned, work, run):
     assert asked.returncode == 0, asked.stderr
     assert "Add 1 to 2." in asked.stdout
     assert "1 questions learned from" in asked.stdout
+    assert "was not read" not in asked.stdout
+    long = run(ASK, "--model", folder / "model", "Add 1 to 2. " * 100, "--max-new-tokens", 1)
+    assert "The beginning of question 1 was not read:" in long.stdout, long.stderr
     assert learned_system_prompt(folder / "model") == "Add."
     assert learned_system_prompt(work / "base") == ""
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +17,7 @@ from safetensors.torch import load_file
 
 from gpt_model import load_model
 from pretraining.pretrain import PRESETS, Pretrain
-from tests.conftest import ROOT, assert_one_clear_line
+from tests.conftest import ROOT, assert_one_clear_line, ended, started
 from utils.checkpoints import find_checkpoints, load_tree
 from utils.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 from utils.files import alone_in, read_json, write_json
@@ -42,7 +40,6 @@ TINY += [
     "float32",
 ]
 TINY += ["--galore-rank", 4, "--galore-gap", 5, "--diagnose-every", 9]
-FAST = {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -66,21 +63,7 @@ def command(tokens, run, *flags, ranks=1):
 
 
 def start(tokens, run, *flags, ranks=1):
-    return subprocess.Popen(
-        command(tokens, run, *flags, ranks=ranks),
-        cwd=ROOT,
-        env=os.environ | FAST,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def end(process):
-    """What a process said, all of it, once it ended as it should."""
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return said
+    return started(command(tokens, run, *flags, ranks=ranks))
 
 
 def stop_in_the_middle(tokens, run, *flags, ranks=1, at, number):
@@ -122,8 +105,8 @@ def test_killed_and_resumed_is_bit_for_bit_as_if_never_killed(tokens, tmp_path, 
     status, said = stop_in_the_middle(tokens, tmp_path / "cut", *flags, ranks=ranks, at=at, number=signal.SIGKILL)
     assert status == -signal.SIGKILL, said
     assert len(losses(tmp_path / "cut")) < 60
-    assert "Going on after step" in end(start(tokens, tmp_path / "cut", *flags, "--resume", "auto", ranks=ranks))
-    end(whole)
+    assert "Going on after step" in ended(start(tokens, tmp_path / "cut", *flags, "--resume", "auto", ranks=ranks))
+    ended(whole)
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     a, b = load_model(tmp_path / "whole" / "model"), load_model(tmp_path / "cut" / "model")
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
@@ -158,8 +141,8 @@ def test_fsdp_goes_on_with_another_number_of_ranks(tokens, tmp_path):
     whole = start(tokens, tmp_path / "whole", *flags, ranks=1)
     _, said = stop_in_the_middle(tokens, tmp_path / "cut", *flags, ranks=2, at=10, number=signal.SIGTERM)
     assert find_checkpoints(tmp_path / "cut" / "checkpoints")[0].step < 30, said
-    end(start(tokens, tmp_path / "cut", *flags, "--resume", "auto", ranks=1))
-    end(whole)
+    ended(start(tokens, tmp_path / "cut", *flags, "--resume", "auto", ranks=1))
+    ended(whole)
     whole, cut = losses(tmp_path / "whole"), losses(tmp_path / "cut")
     assert whole.keys() == cut.keys()
     for step in whole:
@@ -180,14 +163,14 @@ def test_a_signal_saves_and_ends(tokens, tmp_path, number, status):
 
 def test_a_damaged_checkpoint_is_passed_over(tokens, tmp_path):
     run = tmp_path / "run"
-    end(start(tokens, run, "--steps", 20))
+    ended(start(tokens, run, "--steps", 20))
     newest = find_checkpoints(run / "checkpoints")[0]
     assert newest.step == 20
     before = losses(run)
     with (newest.folder / "state.safetensors").open("r+b") as file:
         file.seek(2000)
         file.write(b"\0\1\2\3")
-    assert "is damaged" in end(start(tokens, run, "--steps", 20, "--resume", "auto"))
+    assert "is damaged" in ended(start(tokens, run, "--steps", 20, "--resume", "auto"))
     assert losses(run) == before
 
 
