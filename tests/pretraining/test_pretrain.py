@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -124,8 +125,8 @@ def test_bfloat16_weights_go_on_bit_for_bit_and_only_the_masters_are_written(tok
         ),
         "was trained with --weights bfloat16",
     )
-    assert "Going on after step" in end(start(tokens, tmp_path / "cut", *half, "--resume", "auto"))
-    end(whole)
+    assert "Going on after step" in ended(start(tokens, tmp_path / "cut", *half, "--resume", "auto"))
+    ended(whole)
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     masters = load_tree(find_checkpoints(tmp_path / "cut" / "checkpoints")[0].folder / "state.safetensors")["model"]
     for folder in ("whole", "cut"):
