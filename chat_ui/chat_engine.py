@@ -28,7 +28,7 @@ from typing import NamedTuple
 from finetuning.instruction.prompt_format import Message, PromptFormat
 from gpt_model import GPT, Sampling, Token
 from gpt_model.continuous_batching import ContinuousBatch, Finish, Progress, Text
-from gpt_model.generate import TextStream, encode_prompt
+from gpt_model.generate import TextStream, encode_prompt, require_prompts
 from utils.errors import UserError
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 
@@ -39,6 +39,10 @@ _CHARACTERS_A_TOKEN = 50  # far more than any text has on average: what is longe
 
 class Busy(Exception):
     """As many answers wait as may wait. Who asked should try again later."""
+
+
+class TooLong(UserError):
+    """A text that does not fit the model's context."""
 
 
 class Piece(NamedTuple):
@@ -221,7 +225,8 @@ class ChatEngine:
         turns. A system message at its beginning stays.
 
         Raises:
-            UserError: there is no text in it, it does not fit even so, or a base model is given a conversation.
+            UserError: there is no text in it, or a base model is given a conversation.
+            TooLong: it does not fit even so.
         """
         if isinstance(asked, str):
             self._require_fits(asked)
@@ -244,17 +249,33 @@ class ChatEngine:
         first = bisect_left(starts, True, hi=len(starts) - 1, key=lambda start: len(ids_from(start)) <= room)
         return Prompt(self._checked(ids_from(starts[first])), starts[first] - len(system))
 
+    def prompt_of_ids(self, ids: Sequence[int]) -> Prompt:
+        """The same for a text that is ids already.
+
+        Raises:
+            TooLong: there are too many.
+            ValueError: there is none, or the model does not know one.
+        """
+        require_prompts(self.model, [ids])
+        return Prompt(self._checked(list(ids)))
+
+    def cancel_all(self) -> None:
+        """Ends all answers at their next token."""
+        with self._lock:
+            for answer in [*self._incoming, *self._answers.values()]:
+                answer.cancel()
+
     def _require_fits(self, text: str) -> None:
         """Refuses what is too long by far, without encoding it."""
         if len(text) > _CHARACTERS_A_TOKEN * self.context_length:
-            raise UserError(
+            raise TooLong(
                 f"this text has {len(text):,} characters, and {self.name or 'this model'} reads "
                 f"{self.context_length:,} tokens at a time, of about 4 characters each: shorten it"
             )
 
     def _checked(self, ids: list[int]) -> list[int]:
         if len(ids) >= self.context_length:
-            raise UserError(
+            raise TooLong(
                 f"this text has {len(ids):,} tokens, and {self.name or 'this model'} reads {self.context_length:,} at "
                 "a time, its answer among them: shorten it"
             )

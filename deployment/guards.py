@@ -1,0 +1,152 @@
+"""What stands between the world and the model: keys, sizes, counts and a log.
+
+None of these knows what a model is. They are plain ASGI, so that nothing of a body is read twice and a stream passes
+through as it comes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import time
+import uuid
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployment.openai_format import ApiError
+
+LOG = logging.getLogger("scratchbook.api")
+_OPEN = {"/health"}  # what needs no key
+
+
+class Keys:
+    """The keys that open the API.
+
+    Args:
+        keys: in plain text; none of them empty. Without any, nobody is asked for one.
+    """
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._hashes = [hashlib.sha256(key.encode()).digest() for key in keys if key]
+
+    def __bool__(self) -> bool:
+        return bool(self._hashes)
+
+    def allow(self, authorization: str | None) -> bool:
+        """Whether a request's `Authorization` header has one of them; takes as long whichever is wrong."""
+        if not self._hashes:
+            return True
+        scheme, _, key = (authorization or "").partition(" ")
+        given = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        known = [hmac.compare_digest(given, one) for one in self._hashes]
+        return scheme.lower() == "bearer" and any(known)
+
+
+class Metrics:
+    """What Prometheus reads at /metrics."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "scratchbook_requests_total", "Requests by path and status", ["path", "status"], registry=self.registry
+        )
+        self.tokens = Counter("scratchbook_tokens_total", "Tokens by kind", ["kind"], registry=self.registry)
+        self.seconds = Histogram(
+            "scratchbook_request_seconds",
+            "From a request to the end of its answer",
+            ["path"],
+            buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
+            registry=self.registry,
+        )
+        self.first_token = Histogram(
+            "scratchbook_first_token_seconds",
+            "From a question to the first token of its answer",
+            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+            registry=self.registry,
+        )
+        self.open = Gauge("scratchbook_open_answers", "Answers that are written or wait", registry=self.registry)
+
+
+class Guard:
+    """Lets in who has a key and a body that is not too large; counts and logs what came of it.
+
+    Args:
+        paths: those that are counted by their names; all others are "other", or anybody could fill the memory.
+        largest: bytes of a body.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics, paths: Iterable[str], largest: int) -> None:
+        self.app, self.keys, self.metrics, self.paths, self.largest = app, keys, metrics, frozenset(paths), largest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers, start, status = Headers(scope=scope), time.perf_counter(), 499  # the client left before an answer
+        request_id = uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def told(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            await self._let_in(scope, headers, receive, told)
+        finally:
+            path = scope["path"] if scope["path"] in self.paths else "other"
+            took = time.perf_counter() - start
+            self.metrics.requests.labels(path, str(status)).inc()
+            self.metrics.seconds.labels(path).observe(took)
+            log(request=request_id, path=path, method=scope["method"], status=status, seconds=round(took, 4))
+
+    async def _let_in(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+        if scope["path"] not in _OPEN and not self.keys.allow(headers.get("authorization")):
+            error = ApiError(401, "a valid key is needed: Authorization: Bearer KEY", "invalid_api_key")
+            await self._refuse(error, scope, receive, send)
+            return
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > self.largest:
+            await self._refuse(self._too_large(), scope, receive, send)
+            return
+        read, answered = 0, False
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self.largest and not answered:
+                raise self._too_large()
+            return message
+
+        async def noted(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        try:
+            await self.app(scope, counted, noted)
+        except ApiError as error:
+            if answered:
+                raise
+            await self._refuse(error, scope, receive, send)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"a request has at most {self.largest:,} bytes", "request_too_large")
+
+    @staticmethod
+    async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+        await JSONResponse(error.body(), error.status)(scope, receive, send)
+
+
+def log(**figures: object) -> None:
+    """A line of JSON."""
+    LOG.info(json.dumps(figures, ensure_ascii=False))
