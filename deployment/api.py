@@ -109,6 +109,8 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     """A body that is no JSON, or not what the path takes: the first thing that is wrong with it."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return JSONResponse(ApiError(400, "the body is no JSON").body(), 400)
     where = ".".join(str(part) for part in first["loc"] if part != "body") or None
     wrong = ApiError(400, f"{where or 'the body'}: {first['msg']}", param=where)
     return JSONResponse(wrong.body(), 400)

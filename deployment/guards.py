@@ -1,7 +1,7 @@
 """What stands between the world and the model: keys, sizes, counts and a log.
 
-None of these knows what a model is. They are plain ASGI, so that nothing of a body is read twice and a stream passes
-through as it comes.
+None of these knows what a model is. They are plain ASGI: a body is read once, up to its limit, and a stream of answers
+passes through as it comes.
 """
 
 from __future__ import annotations
@@ -117,27 +117,22 @@ class Guard:
         if not length.isdigit() or int(length) > self.largest:
             await self._refuse(self._too_large(), scope, receive, send)
             return
-        read, answered = 0, False
+        parts = [message := await receive()]
+        while message.get("more_body", False) and self._size(parts) <= self.largest:
+            parts.append(message := await receive())
+        if self._size(parts) > self.largest:  # it did not say how long it would be
+            await self._refuse(self._too_large(), scope, receive, send)
+            return
+        waiting = iter(parts)
 
-        async def counted() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > self.largest and not answered:
-                raise self._too_large()
-            return message
+        async def again() -> Message:
+            return next(waiting, None) or await receive()
 
-        async def noted(message: Message) -> None:
-            nonlocal answered
-            answered = True
-            await send(message)
+        await self.app(scope, again, send)
 
-        try:
-            await self.app(scope, counted, noted)
-        except ApiError as error:
-            if answered:
-                raise
-            await self._refuse(error, scope, receive, send)
+    @staticmethod
+    def _size(parts: Iterable[Message]) -> int:
+        return sum(len(part.get("body", b"")) for part in parts)
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"a request has at most {self.largest:,} bytes", "request_too_large")

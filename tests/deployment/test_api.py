@@ -1,0 +1,454 @@
+"""The API with the clients that people use, against the model written alone; and hammered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import httpx
+import openai
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetuning.instruction.prompt_format import PromptFormat
+from gpt_model import Sampling, generate_tokens, load_model, load_tokenizer
+from tests.chat_ui.browser import ROOT
+from tests.chat_ui.helpers import model_folder
+from tests.deployment.serving import KEY, RunningApi, serving
+
+pytestmark = pytest.mark.filterwarnings("default")  # sockets that a test breaks off
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "taught": model_folder(folder / "taught", "alpaca", context_length=256),
+        "base": model_folder(folder / "base", None, seed=1, context_length=256),
+    }
+
+
+@pytest.fixture(scope="module")
+def api(folders, tmp_path_factory) -> Iterator[RunningApi]:
+    log = tmp_path_factory.mktemp("log") / "api.log"
+    with serving(folders, log, "--rows", "4", "--max-waiting", "80", "--max-tokens", "4000") as running:
+        yield running
+
+
+@pytest.fixture
+def client(api) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{api.url}/v1", api_key=KEY, max_retries=0) as one:
+        yield one
+
+
+def post(api, path, body, key=KEY, **more):
+    content = body if isinstance(body, bytes | str) else json.dumps(body)
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    return httpx.post(api.url + path, content=content, headers=headers, timeout=60, **more)
+
+
+def chat(**more):
+    return {"model": "taught", "messages": [{"role": "user", "content": "What does len do?"}], "seed": 3} | more
+
+
+def alone(folder, ids, n, stop=True, **sampling):
+    """The tokens that the model writes without engine and server."""
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    ends = set(tokenizer.special_tokens.values()) if stop else set()
+    return list(generate_tokens(model, [ids], n, Sampling(**sampling), ends, n_logprobs=2))
+
+
+def prompt_ids(folder, messages):
+    layout = PromptFormat.of(folder)
+    assert layout is not None
+    return layout.encode(load_tokenizer(folder), messages, ask=True).ids
+
+
+MESSAGES = [{"role": "user", "content": "What does len do?"}]
+
+
+def test_a_chat_is_what_the_model_says(client, folders):
+    answer = client.chat.completions.create(
+        model="taught",
+        messages=MESSAGES,
+        seed=3,
+        temperature=0.8,
+        max_completion_tokens=12,
+        logprobs=True,
+        top_logprobs=2,
+    )
+    ids = prompt_ids(folders["taught"], MESSAGES)
+    tokens = alone(folders["taught"], ids, 12, temperature=0.8, seed=3)
+    choice, tokenizer = answer.choices[0], load_tokenizer(folders["taught"])
+    assert choice.message.role == "assistant"
+    assert choice.message.content == tokenizer.decode([token.id for token in tokens])
+    assert choice.finish_reason == ("length" if len(tokens) == 12 else "stop")
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(ids), len(tokens))
+    for told, token in zip(choice.logprobs.content, tokens, strict=True):
+        assert bytes(told.bytes) == tokenizer.decode_bytes([token.id])
+        assert told.logprob == pytest.approx(token.logprob, abs=1e-4)
+        assert [bytes(one.bytes) for one in told.top_logprobs] == [
+            tokenizer.decode_bytes([i]) for i, _ in token.alternatives
+        ]
+
+
+def test_a_stream_has_its_role_first_and_its_reason_last(client, api):
+    whole = client.chat.completions.create(**chat(max_tokens=20))
+    stream = client.chat.completions.create(**chat(max_tokens=20), stream=True, stream_options={"include_usage": True})
+    pieces = list(stream)
+    assert pieces[0].choices[0].delta.role == "assistant"
+    text = "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
+    assert text == whole.choices[0].message.content
+    assert pieces[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert all(piece.choices[0].finish_reason is None for piece in pieces[:-2])
+    assert pieces[-1].choices == [] and pieces[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert len({piece.id for piece in pieces}) == 1
+    raw = post(api, "/v1/chat/completions", chat(max_tokens=3, stream=True)).text
+    assert raw.endswith("data: [DONE]\n\n") and "usage" not in raw
+
+
+def test_a_completion_of_a_text_and_of_ids(client, folders):
+    tokenizer = load_tokenizer(folders["base"])
+    ids = tokenizer.encode_ordinary("The cat")
+    tokens = alone(folders["base"], ids, 9, temperature=1.0, seed=5)
+    for prompt in ("The cat", ["The cat"], ids, [ids]):
+        answer = client.completions.create(model="base", prompt=prompt, max_tokens=9, seed=5, logprobs=2)
+        assert answer.choices[0].text == tokenizer.decode([token.id for token in tokens])
+        told = answer.choices[0].logprobs
+        assert told.token_logprobs == pytest.approx([token.logprob for token in tokens], abs=1e-4)
+        assert told.text_offset[0] == 0 and len(told.text_offset) == len(tokens)
+
+
+def test_content_in_parts_system_messages_and_fields_that_are_not_known(client, folders):
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": [{"type": "text", "text": "What does "}, {"type": "text", "text": "len do?"}]},
+    ]
+    answer = client.chat.completions.create(
+        model="taught",
+        messages=messages,
+        temperature=0,
+        max_tokens=8,
+        user="me",
+        extra_body={"whatever": 1, "top_k": 5},
+    )
+    same = [{"role": "system", "content": "Be brief.\n\nBe kind."}, MESSAGES[0]]
+    ids = prompt_ids(folders["taught"], same)
+    tokens = alone(folders["taught"], ids, 8, temperature=0)
+    assert answer.choices[0].message.content == load_tokenizer(folders["taught"]).decode([t.id for t in tokens])
+    assert answer.usage.prompt_tokens == len(ids)
+
+
+def test_a_stop_string_is_not_part_of_the_answer(client):
+    whole = client.completions.create(model="base", prompt="The", max_tokens=40, seed=1).choices[0].text
+    stop = whole[len(whole) // 2 :][:2]
+    for asked in (stop, [stop, "never"]):
+        answer = client.completions.create(model="base", prompt="The", max_tokens=40, seed=1, stop=asked)
+        assert answer.choices[0].text == whole[: whole.index(stop)]
+        assert answer.choices[0].finish_reason == "stop"
+
+
+def test_a_second_turn_tells_what_was_in_the_cache(client):
+    first = client.chat.completions.create(**chat(max_tokens=5, temperature=0))
+    turns = [*MESSAGES, {"role": "assistant", "content": first.choices[0].message.content}, MESSAGES[0]]
+    second = client.chat.completions.create(model="taught", messages=turns, max_tokens=5)
+    assert second.usage.prompt_tokens_details.cached_tokens >= first.usage.prompt_tokens
+
+
+def test_models_are_listed(client):
+    assert [model.id for model in client.models.list()] == ["taught", "base"]
+    assert client.models.retrieve("base").owned_by == "llm-scratchbook"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "param"),
+    [
+        (b"{", 400, None, None),
+        (b"\xff\xfe", 400, None, None),
+        (b"[]", 400, None, None),
+        (b"[" * 100_000, 400, None, None),
+        ({}, 400, None, "model"),
+        (chat(model="other"), 404, "model_not_found", "model"),
+        (chat(messages=[]), 400, None, "messages"),
+        (chat(messages="hi"), 400, None, "messages"),
+        (chat(messages=[{"role": "robot", "content": "x"}]), 400, None, "messages.0.role"),
+        (chat(messages=[{"role": "user", "content": "  "}]), 400, None, "messages"),
+        (chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), 400, None, "messages[0]"),
+        (chat(messages=[{"role": "user", "content": "cat " * 1000}]), 400, "context_length_exceeded", "messages"),
+        (chat(messages=[{"role": "user", "content": "x" * 500_000}]), 400, "context_length_exceeded", "messages"),
+        (chat(n=2), 400, None, "n"),
+        (chat(temperature=2.1), 400, None, "temperature"),
+        (chat(temperature="hot"), 400, None, "temperature"),
+        (chat(top_p=-1), 400, None, "top_p"),
+        (chat(max_tokens=0), 400, None, "max_tokens"),
+        (chat(stop=["x"] * 17), 400, None, "stop"),
+        (chat(stop=""), 400, None, "stop.0"),
+        (chat(top_logprobs=3), 400, None, "top_logprobs"),
+        (chat(stream="yes"), 400, None, "stream"),
+        (chat(model="base"), 400, None, "messages"),
+    ],
+)
+def test_what_cannot_be_is_an_error_before_a_stream_begins(api, body, status, code, param):
+    for stream in (False, True):
+        asked = {**body, "stream": stream} if isinstance(body, dict) and "stream" not in body else body
+        answer = post(api, "/v1/chat/completions", asked)
+        assert answer.status_code == status, answer.text
+        error = answer.json()["error"]
+        assert error["message"] and error["type"] == "invalid_request_error"
+        assert (error["code"], error["param"]) == (code, param)
+
+
+def test_a_clear_word_for_what_is_no_json(api):
+    assert "no JSON" in post(api, "/v1/chat/completions", b"{").json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [10**6]}, "prompt"),
+        ({"prompt": "a", "echo": True}, "echo"),
+        ({"prompt": {"a": 1}}, "prompt.str"),
+        ({"prompt": list(range(100)) * 3}, "prompt"),
+    ],
+)
+def test_prompts_that_cannot_be(api, body, param):
+    answer = post(api, "/v1/completions", {"model": "base"} | body)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == param
+
+
+def test_nobody_comes_in_without_a_key(api):
+    wrong = [f"Bearer {key}".encode() for key in ("wrong", KEY + "x", KEY[:-1], "ü" * 20)]
+    for authorization in (None, b"Bearer", KEY.encode(), f"Basic {KEY}".encode(), *wrong):
+        headers = {} if authorization is None else {b"Authorization": authorization}
+        for path in ("/v1/models", "/metrics", "/openapi.json", "/nothing"):
+            answer = httpx.get(api.url + path, headers=headers)
+            assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
+    assert httpx.get(api.url + "/health").json() == {"status": "ok"}
+
+
+def test_a_body_that_is_too_large_is_not_read(api):
+    for headers in ({}, {"Transfer-Encoding": "chunked"}):
+
+        def parts():
+            for _ in range(40):
+                yield b"x" * 50_000
+
+        content = parts() if headers else b"x" * 2_000_000
+        answer = httpx.post(
+            f"{api.url}/v1/chat/completions", content=content, headers={"Authorization": f"Bearer {KEY}"}, timeout=60
+        )
+        assert answer.status_code == 413 and answer.json()["error"]["code"] == "request_too_large"
+
+
+def test_a_client_that_leaves_stops_its_computation(api):
+    asked = {"model": "base", "prompt": "The cat", "max_tokens": 200, "seed": 1}
+    with httpx.stream(
+        "POST", f"{api.url}/v1/completions", json=asked | {"stream": True}, headers={"Authorization": f"Bearer {KEY}"}
+    ) as stream:
+        next(stream.iter_lines())
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{api.url}/v1/completions", json=asked, headers={"Authorization": f"Bearer {KEY}"}, timeout=0.02)
+    wait_until_idle(api)
+
+
+def wait_until_idle(api):
+    end = time.monotonic() + 30
+    while api.n_threads("engine"):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_sixty_four_clients_of_which_half_leave(api, folders):
+    tokenizer = load_tokenizer(folders["base"])
+    headers = {"Authorization": f"Bearer {KEY}"}
+
+    async def stays(http, n):
+        body = {"model": "base", "prompt": f"The cat {n}", "max_tokens": 30, "seed": n, "stream": bool(n % 4)}
+        answer = await http.post(f"{api.url}/v1/completions", json=body)
+        assert answer.status_code == 200
+        if not body["stream"]:
+            return answer.json()["choices"][0]["text"]
+        events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+        assert events[-1] == "[DONE]"
+        return "".join(json.loads(event)["choices"][0]["text"] for event in events[:-1])
+
+    async def leaves(http, n):
+        body = {"model": "base", "prompt": f"The mat {n}", "max_tokens": 200, "seed": n, "stream": True}
+        async with http.stream("POST", f"{api.url}/v1/completions", json=body) as stream:
+            async for _ in stream.aiter_lines():
+                break
+
+    async def all_of_them():
+        async with httpx.AsyncClient(headers=headers, timeout=120, limits=httpx.Limits(max_connections=64)) as http:
+            return await asyncio.gather(*(stays(http, n) if n % 2 else leaves(http, n) for n in range(64)))
+
+    texts = asyncio.run(all_of_them())
+    same = 0
+    for n in range(1, 64, 2):
+        tokens = alone(folders["base"], tokenizer.encode_ordinary(f"The cat {n}"), 30, seed=n)
+        same += texts[n] == tokenizer.decode([token.id for token in tokens])
+    assert same >= 31  # in float32, a draw may hang on a rounding
+    wait_until_idle(api)
+
+
+def test_memory_is_flat(api):
+    headers = {"Authorization": f"Bearer {KEY}"}
+
+    async def ask(http, n):
+        await http.post(f"{api.url}/v1/completions", json={"model": "base", "prompt": f"{n} ", "max_tokens": 4})
+
+    async def many(n):
+        async with httpx.AsyncClient(headers=headers, timeout=120) as http:
+            for start in range(0, n, 20):
+                await asyncio.gather(*(ask(http, i) for i in range(start, start + 20)))
+
+    asyncio.run(many(200))
+    before = api.resident()
+    asyncio.run(many(400))
+    assert api.resident() - before < 20 * 2**20
+
+
+def test_metrics_and_log_have_figures_and_no_text(api, client):
+    client.chat.completions.create(**chat(messages=[{"role": "user", "content": "a secret word: xyzzy"}], max_tokens=3))
+    found = httpx.get(f"{api.url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
+    assert 'scratchbook_requests_total{path="/v1/chat/completions",status="200"}' in found
+    assert "scratchbook_first_token_seconds_bucket" in found and "scratchbook_open_answers 0.0" in found
+    for n in range(3):
+        httpx.get(f"{api.url}/nothing/{n}", headers={"Authorization": f"Bearer {KEY}"})
+    assert "/nothing" not in httpx.get(f"{api.url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
+    log = api.log.read_text()
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    assert any(line.get("completion_tokens") == 3 for line in lines)
+    assert "xyzzy" not in log and KEY not in log and "Traceback" not in log
+
+
+def test_more_than_may_wait_are_told_to_come_back(folders, tmp_path):
+    with serving(folders, tmp_path / "log", "--rows", "1", "--max-waiting", "1", "--max-tokens", "200") as api:
+        body = {"model": "base", "prompt": "The cat", "max_tokens": 200, "stream": True}
+        headers = {"Authorization": f"Bearer {KEY}"}
+
+        async def ask(http):
+            async with http.stream("POST", f"{api.url}/v1/completions", json=body) as stream:
+                text = await stream.aread()
+                return stream.status_code, stream.headers.get("retry-after"), text
+
+        async def twelve():
+            async with httpx.AsyncClient(headers=headers, timeout=120) as http:
+                return await asyncio.gather(*(ask(http) for _ in range(12)))
+
+        answers = asyncio.run(twelve())
+        statuses = [status for status, _, _ in answers]
+        assert set(statuses) == {200, 429} and statuses.count(200) >= 2
+        for status, retry, text in answers:
+            if status == 429:
+                assert retry == "1" and json.loads(text)["error"]["type"] == "rate_limit_error"
+
+
+def test_it_ends_in_order_and_lets_answers_finish(folders, tmp_path):
+    with serving(folders, tmp_path / "log") as api:
+        body = {"model": "base", "prompt": "The cat", "max_tokens": 100, "seed": 3, "stream": True}
+        with httpx.stream(
+            "POST", f"{api.url}/v1/completions", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=60
+        ) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            api.process.send_signal(signal.SIGTERM)
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert api.process.wait(30) in (0, -signal.SIGTERM)
+        assert "Traceback" not in api.log.read_text()
+
+
+def test_a_slow_reader_keeps_nobody_waiting(api, client):
+    slow = socket.create_connection(("127.0.0.1", api.port))
+    body = json.dumps({"model": "base", "prompt": "The cat", "max_tokens": 200, "stream": True})
+    slow.sendall(
+        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+    )
+    assert client.completions.create(model="base", prompt="The mat", max_tokens=5).usage.completion_tokens <= 5
+    slow.close()
+    wait_until_idle(api)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "message"),
+    [
+        (["--host", "0.0.0.0"], {}, "there is no key: set SCRATCHBOOK_API_KEYS"),
+        ([], {"SCRATCHBOOK_API_KEYS": "short"}, "less than 16 characters"),
+        (["--model", "nowhere/model"], {}, "nowhere/model"),
+        (["--model", "FOLDER", "FOLDER"], {}, "tell them apart by --name"),
+        (["--model", "FOLDER", "--name", "a", "b"], {}, "2 names for 1 models"),
+        (["--port", "99999"], {}, "--port is from 0 to 65535"),
+        (["--model", "FOLDER", "--max-tokens", "0"], {}, "limits must be at least 1"),
+    ],
+)
+def test_mistakes_at_the_start_are_a_line(folders, flags, environment, message):
+    flags = [str(folders["base"]) if flag == "FOLDER" else flag for flag in flags]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "SCRATCHBOOK_API_KEYS": ""} | environment
+    done = subprocess.run(
+        [sys.executable, "deployment/api.py", *flags],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_another_client_that_people_use(api, monkeypatch):
+    """Hugging Face's own, which parses answers by itself."""
+    from huggingface_hub import InferenceClient
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it would not even ask this machine
+    client = InferenceClient(base_url=f"{api.url}/v1", api_key=KEY)
+    answer = client.chat_completion(MESSAGES, model="taught", max_tokens=6, seed=3, temperature=1.0)
+    text = ""
+    for piece in client.chat_completion(MESSAGES, model="taught", max_tokens=6, seed=3, temperature=1.0, stream=True):
+        text += (piece.choices[0].delta.content or "") if piece.choices else ""
+    assert text == answer.choices[0].message.content
+    assert answer.usage.completion_tokens <= 6
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_whatever_is_in_a_field_nothing_breaks(api, path):
+    """Every field that the server's own OpenAPI description names, with any JSON in it."""
+    headers = {"Authorization": f"Bearer {KEY}"}
+    described = httpx.get(f"{api.url}/openapi.json", headers=headers).json()
+    reference = described["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    fields = sorted(described["components"]["schemas"][reference.split("/")[-1]]["properties"])
+    assert {"model", "temperature", "stop", "stream", "seed"} <= set(fields)
+    good = {"model": "taught", "messages": MESSAGES, "prompt": "The cat", "max_tokens": 2}
+
+    with httpx.Client(base_url=api.url, headers=headers | {"Content-Type": "application/json"}, timeout=60) as http:
+
+        @settings(max_examples=150, deadline=None)
+        @given(st.dictionaries(st.sampled_from(fields), json_values, min_size=1, max_size=2))
+        def fuzz(wrong):
+            answer = http.post(path, content=json.dumps(good | wrong).encode())
+            assert answer.status_code in (200, 400, 404), (wrong, answer.text)
+            if answer.status_code != 200:
+                assert answer.json()["error"]["message"]
+
+        fuzz()
+    assert "Traceback" not in api.log.read_text()
