@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import chainlit as cl
+import chainlit.config
 import chainlit.server
 from chainlit.chat_context import chat_contexts
 from chainlit.config import APP_ROOT, config
@@ -62,6 +63,10 @@ def begin() -> tuple[Models, Accounts]:
     os.environ.setdefault("CHAINLIT_AUTH_SECRET", session_secret(chat_folder() / "secret"))
     chainlit.server.app.add_middleware(OwnPagesOnly)
     chainlit.server.sio.eio.max_http_buffer_size = _LARGEST  # beyond it a connection breaks off without a word
+    # Chainlit empties its folder of files when it ends, and a second chat of the same folder would lose its pictures.
+    files = chat_folder() / "files" / str(os.getpid())
+    files.mkdir(parents=True, exist_ok=True)
+    chainlit.config.FILES_DIRECTORY = chainlit.server.FILES_DIRECTORY = files
     page = chainlit.server.get_html_template
     chainlit.server.get_html_template = lambda root_path: without_links_elsewhere(page(root_path))
     return Models(chat_folder().parent, pick_device(os.environ.get("SCRATCHBOOK_DEVICE", "auto"))), accounts

@@ -139,6 +139,17 @@ def test_look_inside_shows_two_pictures(chat, me):
     me.page.get_by_text("Wrote 9 tokens").wait_for()
 
 
+def test_another_chat_of_this_repository_may_end_meanwhile(chat, me, tmp_path):
+    other = RunningChat(tmp_path)
+    other.start()
+    me.open()
+    me.set(seed="7", max_new_tokens="9")
+    me.say("What does len do?")
+    other.stop()
+    me.page.get_by_role("button", name="Look inside").click()
+    me.page.locator("#side-view-content img").nth(1).wait_for()
+
+
 def test_a_conversation_outlives_a_reload_and_a_restart(chat, me):
     me.open()
     me.set(seed="7", max_new_tokens="16")
