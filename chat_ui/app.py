@@ -66,7 +66,7 @@ def begin() -> tuple[Models, Accounts]:
     # Chainlit empties its folder of files when it ends, and a second chat of the same folder would lose its pictures.
     files = chat_folder() / "files" / str(os.getpid())
     files.mkdir(parents=True, exist_ok=True)
-    chainlit.config.FILES_DIRECTORY = chainlit.server.FILES_DIRECTORY = files
+    chainlit.config.FILES_DIRECTORY = chainlit.server.FILES_DIRECTORY = files  # type: ignore[attr-defined]
     page = chainlit.server.get_html_template
     chainlit.server.get_html_template = lambda root_path: without_links_elsewhere(page(root_path))
     return Models(chat_folder().parent, pick_device(os.environ.get("SCRATCHBOOK_DEVICE", "auto"))), accounts
