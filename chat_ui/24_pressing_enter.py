@@ -236,6 +236,11 @@ def conversation_of(rng):
     return turns
 
 
+# %% [markdown]
+# As a batch: what a person says, and what is padding, has the target -100, which the loss passes over.
+
+
+# %%
 def batch_of(rng, size=8):
     inputs, targets = torch.zeros(size, 160, dtype=torch.int64), torch.full((size, 160), -100)  # (B, T)
     for row in range(size):
@@ -304,7 +309,7 @@ print("all eight answers by heart")
 # ### Prefill, then steps
 #
 # The prompt is read in one pass, the *prefill*, which fills the cache and gives the first token. Then each pass reads
-# one token. Naively there is no cache, and each pass reads everything again. Both must say the same:
+# one token. Naively there is no cache, and each pass reads everything again:
 
 
 # %%
@@ -316,6 +321,11 @@ def write_naive(ids, n_tokens):
     return ids[-n_tokens:]
 
 
+# %% [markdown]
+# With the cache, `written[-1:] or ids` is the prompt at first, and the last token from then on:
+
+
+# %%
 @torch.inference_mode()
 def write(ids, n_tokens):
     cache, written = model.make_cache(1), []
@@ -326,6 +336,8 @@ def write(ids, n_tokens):
 
 
 # %% [markdown]
+# Both must say the same.
+#
 # **Predict before you run (3).** A prompt of 12 ids, 9 tokens to write. How many ids go through the model, naively and
 # with the cache? (Naively 12 + 13 + … + 20.)
 
@@ -613,6 +625,9 @@ def where_they_look(shared, questions, masked):
     return scores.softmax(-1).mean(1)  # (n, keys)
 
 
+# %% [markdown]
+# Row 0 has a longer prompt now; in row 1 somebody has asked for a list before. White is nothing, dark is much:
+
 # %%
 longer = ["What does len do? " * 3, "What is a tuple?"]
 used = model.make_cache(2)
@@ -627,6 +642,12 @@ for axes, (name, weights) in zip(panels, maps.items()):
     axes.set_title(name, fontsize=9)
 axes.set_xlabel("key in the row (row 1 owns those left of the dashed line)")
 plt.show()
+
+# %% [markdown]
+# How much of its attention row 1 gives to what is not its own:
+
+# %% tags=["volatile"]
+print({name: f"{float(weights[1, own:].sum()):.0%}" for name, weights in maps.items()})
 
 # %% [markdown]
 # To be sure, the test that a quick one is not: does what somebody asked before change my logits?
@@ -909,6 +930,9 @@ def gap_and_wait(chunk):
     return gap, wait
 
 
+# %% [markdown]
+# Six chunks, by turns, the fastest of three runs:
+
 # %% tags=["volatile"]
 chunks = (256, 128, 64, 32, 16, 8)
 runs = [{chunk: gap_and_wait(chunk) for chunk in chunks} for _ in range(3)]
@@ -924,7 +948,9 @@ figure, axes = plt.subplots(figsize=(5, 2.9), layout="constrained")
 axes.plot([gap for gap, _ in fastest.values()], [wait for _, wait in fastest.values()], "o-k")
 for chunk, (gap, wait) in fastest.items():
     axes.annotate(str(chunk), (gap, wait), xytext=(5, 5), textcoords="offset points")
-axes.set(xlabel="longest gap of the others (ms)", ylabel="Zoe's first word after (ms)", xlim=(0, None), ylim=(0, None))
+axes.set(xlabel="longest gap of the others (ms)", ylabel="Zoe's first word after (ms)")
+axes.margins(0.12)
+axes.set(xlim=(0, None), ylim=(0, None))
 plt.show()
 
 # %% [markdown]
@@ -978,6 +1004,9 @@ def talk(engine, questions, fresh=False, n_tokens=30):
     return report
 
 
+# %% [markdown]
+# **Look at the third column**: it does not grow with the conversation.
+
 # %%
 engine = ChatEngine(model, tokenizer, layout, "toy", n_rows=4)
 short = ["Say hello.", "What is a tuple?", "What is 2 + 2?", "What does sum do?", "What is 2 + 2?", "Say hello."]
@@ -1011,10 +1040,13 @@ axes.axhline(160 - 40, linestyle="--", color="0.4", linewidth=1)
 axes.text(0.4, 122, "room", va="bottom")
 for i, n in enumerate(dropped):
     if n:
-        axes.text(i + 1, n_prompt[i] + 2, f"-{n}", ha="center", fontsize=8)
-axes.set(xlabel="turn (-2: the oldest two messages are gone)", ylabel="tokens", xticks=list(turn), ylim=(0, 150))
+        axes.text(i + 1, 4, f"-{n}", ha="center", fontsize=8, color="white")
+axes.set(xlabel="turn (in white: messages that are gone)", ylabel="tokens", xticks=list(turn), ylim=(0, 150))
 axes.legend(frameon=False, loc="upper left", fontsize=8, ncols=2)
 plt.show()
+
+# %% [markdown]
+# Up to turn 5 little is read. Then nearly everything is, every time:
 
 # %%
 new_drop = [i for i in range(1, len(longer)) if dropped[i] != dropped[i - 1]]
@@ -1191,6 +1223,12 @@ async def wait_in_the_loop():
     return got, len(beats)
 
 
+# %% [markdown]
+# The right way: the thread asks the loop to put the token into a queue of the loop's own (`call_soon_threadsafe`), and
+# only the task that wants it waits.
+
+
+# %%
 async def be_called():
     pieces, beats, got, loop = asyncio.Queue(), [], [], asyncio.get_running_loop()
     heart = asyncio.create_task(beating(beats))
@@ -1201,6 +1239,9 @@ async def be_called():
     heart.cancel()
     return got, len(beats)
 
+
+# %% [markdown]
+# Both get the same tokens:
 
 # %%
 (got, stopped), (same, beats) = in_a_loop(wait_in_the_loop()), in_a_loop(be_called())
@@ -1222,6 +1263,9 @@ async def thirty_at_once(engine):
 
     return await asyncio.gather(*(one(number) for number in range(30)))
 
+
+# %% [markdown]
+# Against `generate`, one after the other:
 
 # %%
 answers = in_a_loop(thirty_at_once(ChatEngine(model, tokenizer, layout, "toy")))
@@ -1315,8 +1359,8 @@ assert len(later) == len(tokens) == len(answer.ids)
 print("one pass gives what the stream gave:", diary == [(1, len(prompt.ids) + len(answer.ids))])
 
 # %% [markdown]
-# The picture of the chat's *Look inside*. Framed is what was drawn; a frame in the second column is a draw that was not
-# the best. A model that has learned eight answers by heart is sure even of what it does not know.
+# The picture of the chat's *Look inside*. Framed is what was drawn. The percentages are the model's own, before the
+# temperature. So a frame further right, or none, was a bold draw. Look what it does to the tokens after it.
 
 # %%
 draw_candidates(later[:14], tokenizer)
@@ -1347,6 +1391,11 @@ def behind_a_lock():
     return spans
 
 
+# %% [markdown]
+# The same through the engine, with a thread for each reader:
+
+
+# %%
 def through_the_engine():
     start, came = time.perf_counter(), [[] for _ in prompts]
     with ThreadPoolExecutor(30) as pool:
@@ -1361,6 +1410,10 @@ def through_the_engine():
     return [(times[0], times[-1], len(times)) for times in came]
 
 
+# %% [markdown]
+# **Predict before you run (10).** Whose first word comes earlier with the engine? Whose last word? And who writes faster
+# once it has begun?
+
 # %% tags=["volatile"]
 spans = {"a lock": behind_a_lock(), "the engine": through_the_engine()}
 for name, some in spans.items():
@@ -1373,8 +1426,9 @@ for name, some in spans.items():
     )
 
 # %% [markdown]
-# Pale is waiting, black is writing, as in section 6, now in seconds. Each line in the lower panel is slower than its
-# own in the upper one, and hardly anybody waits.
+# Pale is waiting, black is writing, as in section 6, now in seconds. In the lower panel each line is longer than in the
+# upper one, and it begins long before. What waiting is left there is for prompts: they all came at the same moment, and
+# each of them is a pass of its own.
 
 # %%
 figure, panels = plt.subplots(2, 1, figsize=(7, 4.6), layout="constrained", sharex=True)
