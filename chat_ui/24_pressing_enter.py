@@ -849,7 +849,7 @@ for name, (times, passes) in {
     print(f"{name:10} {passes:4} passes; first word after {sum(wait) / 30:5.1f} passes, at worst {wait[-1]}")
 
 # %% [markdown]
-# That is the answer to the question at the top. (Of the passes of the last line 30 are prompts. Each is a pass of its own
+# That is the answer to the question at the top. (Of the passes of the last line 30 are prompts. Each is one of its own
 # here; a static batch reads all its prompts in one.) It does not come for nothing: a pass for many lasts longer than a
 # pass for one (section 4), so each single text is written more slowly than it would be alone. Section 12 measures both
 # in seconds.
@@ -1016,8 +1016,8 @@ for (before, answer, _), (prompt, later, _) in pairwise(kept):
     assert later.n_reused == n_common([*before.ids, *answer.ids], prompt.ids[:-1])
 
 # %% [markdown]
-# The texts are the same. What is read each time is the end token of the last answer, which was drawn and never read, and
-# what is new. (One token is read in any case, since its logits are what is wanted.)
+# The texts are the same. What is read each time is the end token of the last answer, which was drawn and never read,
+# and what is new. (One token is read in any case, since its logits are what is wanted.)
 #
 # ### Where it ends
 #
@@ -1409,8 +1409,8 @@ def through_the_engine():
 
 
 # %% [markdown]
-# **Predict before you run (10).** Whose first word comes earlier with the engine? Whose last word? And who writes faster
-# once it has begun?
+# **Predict before you run (10).** Whose first word comes earlier with the engine? Whose last word? And who writes
+# faster once it has begun?
 
 # %% tags=["volatile"]
 spans = {"a lock": behind_a_lock(), "the engine": through_the_engine()}
