@@ -8,7 +8,7 @@ import torch
 from attention_mechanisms.ragged import RaggedCaches
 from chat_ui.exercises import ex24
 from gpt_model import Sampling
-from gpt_model.continuous_batching import ContinuousBatch
+from gpt_model.continuous_batching import ContinuousBatch, Text
 from gpt_model.generate import TextStream
 from tests.chat_ui.helpers import tiny_model, tokenizer
 from tests.conftest import refuses
@@ -166,7 +166,7 @@ def test_tokens_to_read(wrong, message):
 
 def serve(people, n_rows, order=lambda waiting: waiting, too_early=False):
     """An answer with one part that may be wrong."""
-    first, left, step = {}, {}, 0
+    first, left, step = dict[int, int](), dict[int, int](), 0
     while len(first) < len(people) or left:
         step += 1
         waiting = [i for i, (arrives, _) in enumerate(people) if i not in first and (too_early or arrives < step)]
@@ -179,7 +179,7 @@ def serve(people, n_rows, order=lambda waiting: waiting, too_early=False):
 
 def serve_by_the_module(people, n_rows):
     batch = ContinuousBatch(tiny_model(), n_rows)
-    coming, who, first, step = list(people), {}, {}, 0
+    coming, who, first, step = list(people), dict[Text, int](), dict[int, int](), 0
     while coming or batch.n_texts:
         step += 1
         while coming and coming[0][0] < step:
