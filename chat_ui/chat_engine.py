@@ -282,11 +282,10 @@ class ChatEngine:
         return ids
 
     def ask(self, prompt: Prompt, wish: Wish, deliver: Deliver) -> Answer:
-        """Begins an answer; from any thread.
+        """Begins an answer; from any thread. Ids that the model does not know are a ValueError in the answer's `error`.
 
         Raises:
             Busy: too many wait already.
-            ValueError: ids that the model does not know.
         """
         answer = Answer(prompt, wish, TextStream(self.tokenizer, wish.stop), deliver)
         with self._lock:
