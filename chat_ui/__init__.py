@@ -1,1 +1,1 @@
-"""Floor 6, chapter 6: talking to a model. Not built yet: see README.md here."""
+"""Floor 6, chapter 6: talking to a model."""

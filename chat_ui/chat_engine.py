@@ -338,7 +338,7 @@ class ChatEngine:
                     self._begin(answer)
             try:
                 progress = self._batch.step()
-            except Exception as error:  # out of memory, say: everybody is told, and the next one finds a new batch
+            except Exception as error:  # out of memory, say: everybody is told, and the next one finds an empty batch
                 self._fail(error)
                 continue
             for one in progress:
@@ -353,7 +353,7 @@ class ChatEngine:
             text = self._batch.add(
                 answer.prompt.ids, wish.max_new_tokens, wish.sampling, self.stop_ids, wish.n_logprobs, wish.slide
             )
-        except ValueError as error:
+        except Exception as error:  # whatever it is, it must not end the thread that all others wait for
             answer.end(None, error)
             return
         self._answers[text] = answer
@@ -361,7 +361,7 @@ class ChatEngine:
 
     def _fail(self, error: Exception) -> None:
         answers, self._answers = list(self._answers.values()), {}
-        self._batch = ContinuousBatch(self.model, self.n_rows)
+        self._batch.clear()  # in place: where memory was short there is none for another one
         for answer in answers:
             if not answer.has_ended:
                 answer.end(None, error)

@@ -1,1 +1,1 @@
-"""Floor 5, chapter 5: adapting a trained model to a task. Not built yet: see README.md here."""
+"""Floor 5, chapter 5: adapting a trained model to a task."""

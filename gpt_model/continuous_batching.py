@@ -165,6 +165,14 @@ class ContinuousBatch:
         """Texts that are written or wait."""
         return len(self.waiting) + sum(row.text is not None for row in self.rows)
 
+    def clear(self) -> None:
+        """Lets go of all texts, and of what the rows have read; also after a step that has broken off anywhere."""
+        self.waiting.clear()
+        self.n_writing = 0
+        for row in self.rows:
+            row.text = None
+            row.reset()
+
     @torch.inference_mode()
     def step(self) -> list[Progress]:
         """One pass for all that are being written, and a piece of prompts; what came of it, in no special order."""

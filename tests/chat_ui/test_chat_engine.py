@@ -251,6 +251,29 @@ def test_a_failure_inside_is_told_to_all_and_the_next_one_is_served(monkeypatch)
     assert collect(chat, prompt, GREEDY)[1] == expected
 
 
+def test_after_a_failure_no_memory_is_asked_for(monkeypatch):
+    """Where a step ran out of it, there is none for another cache beside the first."""
+    chat = engine(None)
+    prompt = chat.prompt("The cat", 5)
+    expected = collect(chat, prompt, GREEDY)[1]
+    working, steps = chat.model.next_logits, []
+
+    def fail_once(*arguments: Any) -> torch.Tensor:
+        steps.append(arguments)
+        if len(steps) == 4:
+            raise torch.OutOfMemoryError
+        return working(*arguments)
+
+    def no_memory(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(chat.model, "next_logits", fail_once)
+    monkeypatch.setattr(chat.model, "make_cache", no_memory)
+    assert isinstance(collect(chat, prompt, GREEDY)[0].error, torch.OutOfMemoryError)
+    answer, text = collect(chat, prompt, GREEDY)
+    assert (text, answer.n_reused) == (expected, 0)
+
+
 def test_the_cache_does_not_grow():
     chat = engine()
     held = chat._batch.shared.nbytes
@@ -303,6 +326,13 @@ def test_a_prompt_that_the_model_does_not_know_is_an_error_of_its_own():
     chat = engine(None)
     answer, text = collect(chat, Prompt([10**6]), GREEDY)
     assert text == "" and "outside the model's vocabulary" in str(answer.error)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_prompt_that_is_none_does_not_end_the_engine():
+    chat, nonsense = engine(None), Prompt(["a"])  # type: ignore[list-item]
+    assert isinstance(collect(chat, nonsense, GREEDY)[0].error, TypeError)
+    assert collect(chat, chat.prompt("The cat", 5), GREEDY)[0].finish
 
 
 def test_rows_go_by_the_memory_that_they_take():
