@@ -38,7 +38,7 @@ class Choice:
     """A model that can be picked."""
 
     name: str
-    """As it is shown: its folder below runs/, without a last "model", or its name on the hub."""
+    """As it is shown, and no other one: its folder below runs/, without a last "model", or its name on the hub."""
     source: str
     """What `load_model` takes."""
     answers: bool
@@ -49,13 +49,16 @@ class Choice:
 
 def choices(runs: Path) -> list[Choice]:
     """The models below `runs`, those that answer first and the newest of these first; then the published ones."""
-    found = sorted(_model_folders(runs), key=lambda folder: (not _answers(folder), -_stamp(folder)))
+    names: dict[str, Path | None] = dict.fromkeys(PUBLISHED)
+    for folder in _model_folders(runs):
+        names[next(name for name in _possible_names(folder, runs) if name not in names)] = folder
+    found = [(name, folder) for name, folder in names.items() if folder]
     ours = []
-    for folder in found:
+    for name, folder in sorted(found, key=lambda pair: (not _answers(pair[1]), -_stamp(pair[1]))):
         about = "Answers questions." if _answers(folder) else "A base model: it continues the text that you give it."
         made_by = _made_by(folder)
         about += f" Made by `{made_by}`." if made_by else ""
-        ours.append(Choice(shown_name(folder, runs), str(folder), _answers(folder), about))
+        ours.append(Choice(name, str(folder), _answers(folder), about))
     hub = [
         Choice(name, name, False, f"GPT-2 as published, {size}: it continues the text that you give it.")
         for name, size in PUBLISHED.items()
@@ -67,6 +70,13 @@ def shown_name(folder: Path, runs: Path) -> str:
     """A model folder's path below runs/ without a last "model"; a published model's own name."""
     parts = folder.relative_to(runs).parts if folder.is_relative_to(runs) else folder.parts
     return "/".join(parts[:-1] if parts[-1] == "model" and len(parts) > 1 else parts)
+
+
+def _possible_names(folder: Path, runs: Path) -> Iterator[str]:
+    """What to call a model folder: the first of these that is no other model's name."""
+    yield shown_name(folder, runs)
+    yield folder.relative_to(runs).as_posix()
+    yield str(folder.resolve())
 
 
 def _model_folders(folder: Path, depth: int = _DEEPEST) -> Iterator[Path]:
@@ -123,7 +133,8 @@ class Models:
     ) -> None:
         self.runs, self.device, self.most, self.make_engine = runs, device, most, make_engine
         self._engines: dict[str, tuple[float, ChatEngine]] = {}  # the one that was asked for last is at the end
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # around that, for a moment
+        self._loading: dict[str, threading.Lock] = {}  # around loading each model, which may be a download of minutes
 
     def choices(self) -> list[Choice]:
         """See `choices`."""
@@ -137,16 +148,24 @@ class Models:
         Raises:
             UserError: it is missing or broken, and cannot be fetched. The message says what to do.
         """
-        with self._lock:  # so that two who pick the same model do not load it twice
-            loaded = self._engines.pop(source, None)
+        with self._lock:
+            loading = self._loading.setdefault(source, threading.Lock())
+        with loading:  # so that two who pick the same model do not load it twice
+            loaded = self._engines.get(source)
             stamp = _stamp(Path(source))
             if loaded is None or stamp not in (0.0, loaded[0]):
                 loaded = stamp, self._load(source)
+            self._keep(source, loaded)
+            return loaded[1]
+
+    def _keep(self, source: str, loaded: tuple[float, ChatEngine]) -> None:
+        """Puts a model at the end of those that are loaded, and lets go of the first ones."""
+        with self._lock:
+            self._engines.pop(source, None)
             self._engines[source] = loaded
             idle = [name for name, (_, engine) in self._engines.items() if not engine.n_open and name != source]
             for name in idle[: max(len(self._engines) - self.most, 0)]:
                 del self._engines[name]
-            return loaded[1]
 
     def _load(self, source: str) -> ChatEngine:
         try:

@@ -60,6 +60,39 @@ def test_a_model_is_loaded_once_however_many_ask(tmp_path):
     assert made[0].name == "one" and made[0].layout is not None
 
 
+def test_a_model_that_loads_keeps_nobody_from_another(tmp_path):
+    slow, quick = (str(model_folder(tmp_path / name / "model")) for name in ("slow", "quick"))
+    begun, may_end = threading.Event(), threading.Event()
+
+    def make(*arguments):
+        if arguments[-1] == "slow":
+            begun.set()
+            assert may_end.wait(30)
+        return ChatEngine(*arguments)
+
+    models, done = Models(tmp_path, make_engine=make), threading.Event()
+    threads = [threading.Thread(target=models.engine, args=(slow,))]
+    threads.append(threading.Thread(target=lambda: (models.engine(quick), done.set())))
+    threads[0].start()
+    assert begun.wait(30)
+    threads[1].start()
+    was_served = done.wait(10)
+    may_end.set()
+    for thread in threads:
+        thread.join()
+    assert was_served
+
+
+def test_no_two_models_have_one_name(tmp_path):
+    folders = [tmp_path / "gpt2" / "model", tmp_path / "gpt2-xl", tmp_path / "one", tmp_path / "one" / "model"]
+    for folder in folders:
+        model_folder(folder, layout=None)
+    found = {choice.name: choice.source for choice in choices(tmp_path)}
+    assert found["gpt2"] == "gpt2" and found["gpt2/model"] == str(folders[0])
+    assert found["one"] == str(folders[2]) and found["one/model"] == str(folders[3])
+    assert set(map(str, folders)) <= set(found.values()) and len(found) == len(choices(tmp_path)) == 8
+
+
 def test_a_model_that_was_trained_anew_is_loaded_anew_and_one_that_is_gone_stays(tmp_path):
     folder = model_folder(tmp_path / "one" / "model", seed=0)
     models = Models(tmp_path)
