@@ -18,7 +18,6 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine
-from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ _LARGEST = 16 * 2**20  # bytes of a message; far more than any model here reads,
 _NOTHING = "nothing trained yet"
 
 
-def begin() -> tuple[Models, Accounts]:
+def begin() -> tuple[Models, Accounts, History]:
     """Checks what has to be right before anybody is served, and sets up what all share."""
     if Path(APP_ROOT).resolve() != Path(__file__).resolve().parent:
         raise UserError("start the chat from the repository's root, `chainlit run chat_ui/app.py`, or by `make chat`")
@@ -69,7 +68,8 @@ def begin() -> tuple[Models, Accounts]:
     chainlit.config.FILES_DIRECTORY = chainlit.server.FILES_DIRECTORY = files  # type: ignore[attr-defined]
     page = chainlit.server.get_html_template
     chainlit.server.get_html_template = lambda root_path: without_links_elsewhere(page(root_path))
-    return Models(chat_folder().parent, pick_device(os.environ.get("SCRATCHBOOK_DEVICE", "auto"))), accounts
+    models = Models(chat_folder().parent, pick_device(os.environ.get("SCRATCHBOOK_DEVICE", "auto")))
+    return models, accounts, History(chat_folder() / "history.sqlite")
 
 
 def _is_loopback(host: str) -> bool:
@@ -80,7 +80,7 @@ def _is_loopback(host: str) -> bool:
 
 
 try:
-    models, accounts = begin()
+    models, accounts, kept = begin()
 except (UserError, ValueError, OSError) as error:
     print(f"error: {one_line(error)}", file=sys.stderr)
     sys.exit(2)
@@ -109,10 +109,9 @@ else:
 
 
 @cl.data_layer
-@cache
 def history() -> History:
     """Where conversations are kept."""
-    return History(chat_folder() / "history.sqlite")
+    return kept
 
 
 # What can be picked

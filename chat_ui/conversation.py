@@ -128,7 +128,8 @@ def _whole(values: Mapping[str, Any], name: str) -> int:
 def conversation(messages: Iterable[OnScreen], system_prompt: str = "") -> list[Message]:
     """The turns that the model is to read: what people wrote and was answered, and what they wrote last.
 
-    A message without an answer was refused, too long perhaps; it would be refused with every later one, too.
+    A message without an answer was refused, too long perhaps; it would be refused with every later one, too. An answer
+    behind another one is where that one went on: they are one turn.
     """
     turns: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
     for message in messages:
@@ -137,7 +138,10 @@ def conversation(messages: Iterable[OnScreen], system_prompt: str = "") -> list[
                 del turns[-1]
             turns.append({"role": "user", "content": message.content})
         elif is_answer(message):
-            turns.append({"role": "assistant", "content": (message.metadata or {}).get("text", message.content)})
+            text = (message.metadata or {}).get("text", message.content)
+            if turns and turns[-1]["role"] == "assistant":
+                text = turns.pop()["content"] + text
+            turns.append({"role": "assistant", "content": text})
     return turns
 
 

@@ -16,15 +16,17 @@ from typing import Any
 from chainlit.data.sql_alchemy import SQLAlchemyDataLayer
 from chainlit.element import Element, ElementDict
 from chainlit.step import StepDict
-from chainlit.types import FeedbackDict, ThreadDict
+from chainlit.types import Feedback, ThreadDict
 from chainlit.user import PersistedUser
+
+from utils.errors import UserError
 
 _TYPES: dict[str, Any] = {
     "users": PersistedUser,
     "threads": ThreadDict,
     "steps": StepDict,
     "elements": ElementDict,
-    "feedbacks": FeedbackDict,
+    "feedbacks": Feedback,
 }
 _OWN_TABLES = {"threads": {"steps", "elements"}, "steps": {"feedback"}}  # fields that are rows of other tables
 _UNIQUE = {"users": "identifier"}
@@ -35,10 +37,21 @@ def create_tables(path: Path) -> None:
     """Makes the file and what is missing in it; a column that is new in Chainlit is added to a table that is old.
 
     Raises:
-        sqlite3.DatabaseError: the file is no database.
-        OSError: the folder cannot be written.
+        UserError: the file is damaged, or cannot be written. The message says what to do.
+        OSError: the folder cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _create_tables(path)
+    except sqlite3.OperationalError as error:
+        raise UserError(
+            f"{path} cannot be used ({error}): is its folder yours, and is there room on the disk?"
+        ) from None
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"{path} is damaged ({error}): move it away, and the chat begins a new one") from None
+
+
+def _create_tables(path: Path) -> None:
     connection = sqlite3.connect(path)
     try:
         with connection:

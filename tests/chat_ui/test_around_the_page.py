@@ -141,7 +141,7 @@ async def main():
             "createdAt": "2026-01-01", "metadata": {{"answer": {{"tokens": 3}}, "ids": [1, 2]}}, "streaming": False,
             "isError": False, "showInput": "json", "start": "1", "end": "2", "generation": {{"x": 1}}}}
     await History.create_step.__wrapped__(history, step)
-    await history.upsert_feedback(Feedback(forId="s", value=1))
+    await history.upsert_feedback(Feedback(forId="s", threadId="t", value=1))  # as the page sends it
     thread = await history.get_thread("t")
     assert thread["userIdentifier"] == "bert" and thread["name"] == "a talk"
     (kept,) = thread["steps"]
@@ -186,6 +186,14 @@ def test_damaged_accounts_open_no_door(tmp_path):
     (tmp_path / "chat" / "accounts.json").write_text('{"anna": ')
     done = start(tmp_path)
     assert done.returncode == 2 and "accounts.json" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_damaged_history_is_a_line_that_says_what_to_do(tmp_path):
+    (tmp_path / "chat").mkdir()
+    (tmp_path / "chat" / "history.sqlite").write_bytes(b"no database" * 1000)
+    done = start(tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "history.sqlite is damaged" in done.stderr and "move it away" in done.stderr
 
 
 def test_the_configuration_has_no_unsafe_default():

@@ -53,6 +53,15 @@ def test_a_message_that_was_refused_does_not_come_again():
     assert [turn["content"] for turn in conversation(shown)] == ["two", "2", "three"]
 
 
+def test_an_answer_that_went_on_is_one_turn():
+    shown = [person("one"), answer("1, "), Shown("assistant_message", "a notice"), answer("2"), person("two")]
+    assert [(turn["role"], turn["content"]) for turn in conversation(shown)] == [
+        ("user", "one"),
+        ("assistant", "1, 2"),
+        ("user", "two"),
+    ]
+
+
 def test_the_model_reads_what_it_wrote_and_not_what_the_page_shows():
     assert conversation([person("q"), answer("a:b", "a\\:b"), person("r")])[1]["content"] == "a:b"
 
