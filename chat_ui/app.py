@@ -17,7 +17,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ import chainlit.server
 from chainlit.chat_context import chat_contexts
 from chainlit.config import APP_ROOT, config
 from chainlit.input_widget import InputWidget, NumberInput, Slider, TextInput
+from chainlit.session import WebsocketSession
 from chainlit.types import ThreadDict
 from starlette.datastructures import Headers
 
@@ -38,7 +39,7 @@ from chat_ui.conversation import DEFAULTS, Figures, Markdown, conversation, goes
 from chat_ui.history import History
 from chat_ui.look_inside import MOST_TOKENS, candidates, draw_attention, draw_candidates
 from chat_ui.models import MAKE_ONE, Choice, Models
-from chat_ui.own_pages_only import OwnPagesOnly, without_links_elsewhere
+from chat_ui.own_pages_only import OwnPagesOnly, with_proper_ids, without_links_elsewhere
 from chat_ui.starters import starters
 from utils.devices import pick_device
 from utils.errors import UserError, one_line
@@ -47,6 +48,7 @@ _PATIENCE = 10  # seconds that a lost connection may take to come back before it
 _A_MOMENT, _A_CHARACTER = 0.03, 3e-5  # seconds between two pieces on the page, which sets all of a text anew each time
 _LARGEST = 16 * 2**20  # bytes of a message; far more than any model here reads, so that one can be told
 _NOTHING = "nothing trained yet"
+_CHAINLIT_STOPPED = "Task manually stopped."
 
 
 def begin() -> tuple[Models, Accounts, History]:
@@ -61,6 +63,7 @@ def begin() -> tuple[Models, Accounts, History]:
         )
     os.environ.setdefault("CHAINLIT_AUTH_SECRET", session_secret(chat_folder() / "secret"))
     chainlit.server.app.add_middleware(OwnPagesOnly)
+    chainlit.server.sio.on("connect", with_proper_ids(chainlit.server.sio.handlers["/"]["connect"]))
     chainlit.server.sio.eio.max_http_buffer_size = _LARGEST  # beyond it a connection breaks off without a word
     # Chainlit empties its folder of files when it ends, and a second chat of the same folder would lose its pictures.
     files = chat_folder() / "files" / str(os.getpid())
@@ -310,7 +313,11 @@ _writing: set[Writing] = set()
 
 
 async def write_answer(
-    shown: list[cl.Message], question: str, attempt: int = 0, more_of: cl.Message | None = None
+    shown: list[cl.Message],
+    question: str = "",
+    attempt: int = 0,
+    more_of: cl.Message | None = None,
+    in_place_of: Sequence[cl.Message] = (),
 ) -> None:
     """Writes an answer below what is `shown`, and comes back when it is there.
 
@@ -318,16 +325,22 @@ async def write_answer(
         question: what a base model continues.
         attempt: how often it was written before.
         more_of: an answer that goes on, in place of a new one.
+        in_place_of: what goes once the answer begins, and stays if it cannot.
     """
     writing = Writing(cl.context.session)
     _writing.add(writing)
-    writing.task = asyncio.create_task(_write_answer(writing, shown, question, attempt, more_of))
+    writing.task = asyncio.create_task(_write_answer(writing, shown, question, attempt, more_of, in_place_of))
     writing.task.add_done_callback(lambda _: _writing.discard(writing))
     await asyncio.shield(writing.task)  # the stop button cancels who waits here; the answer ends by itself
 
 
 async def _write_answer(
-    writing: Writing, shown: list[cl.Message], question: str, attempt: int, more_of: cl.Message | None
+    writing: Writing,
+    shown: list[cl.Message],
+    question: str,
+    attempt: int,
+    more_of: cl.Message | None,
+    in_place_of: Sequence[cl.Message],
 ) -> None:
     settings = dict(cl.user_session.get("chat_settings") or {})
     try:
@@ -346,6 +359,8 @@ async def _write_answer(
         await tell(error)
         return
     writing.begin(answer)
+    for message in in_place_of:
+        await message.remove()
     text = ""
     try:
         text = await _show(writing.reply, pieces, is_markdown=engine.layout is not None)
@@ -427,6 +442,8 @@ async def look_inside(action: cl.Action) -> None:
     try:
         _, message = find(action)
         metadata = message.metadata or {}
+        if metadata["model"] not in {choice.source for choice in await asyncio.to_thread(models.choices)}:
+            raise UserError(f"the model {metadata['model']}, which wrote this, is gone")
         engine = await asyncio.to_thread(models.engine, metadata["model"])
         pictures = await asyncio.to_thread(_pictures, engine, metadata["prompt_ids"], metadata["ids"])
     except UserError as error:
@@ -454,16 +471,19 @@ def _pictures(engine: ChatEngine, prompt: list[int], answer: list[int]) -> list[
 
 @cl.action_callback("regenerate")
 async def regenerate(action: cl.Action) -> None:
-    """Another answer to the same question; what came after it goes."""
+    """Another answer to the same question, or another continuation; what came after it goes."""
     try:
         before, message = find(action)
     except UserError as error:
         await tell(error)
         return
-    for later in cl.chat_context.get()[len(before) :]:
-        await later.remove()
-    question = next((one.content for one in reversed(before) if one.type == "user_message"), "")
-    await _with_stop_button(write_answer(before, question, int((message.metadata or {}).get("attempt", 0)) + 1))
+    attempt = int((message.metadata or {}).get("attempt", 0)) + 1
+    later = cl.chat_context.get()[len(before) :]
+    last = next((one for one in reversed(before) if one.type == "user_message" or is_answer(one)), message)
+    if is_answer(last):
+        await _with_stop_button(write_answer(before, attempt=attempt, more_of=last, in_place_of=later))
+    else:
+        await _with_stop_button(write_answer(before, last.content, attempt, in_place_of=later))
 
 
 @cl.action_callback("go_on")
@@ -474,7 +494,7 @@ async def go_on(action: cl.Action) -> None:
     except UserError as error:
         await tell(error)
         return
-    await _with_stop_button(write_answer(before, "", 0, message))
+    await _with_stop_button(write_answer(before, more_of=message))
 
 
 async def _with_stop_button(work: Any) -> None:
@@ -490,12 +510,15 @@ async def _with_stop_button(work: Any) -> None:
 
 @cl.on_stop
 async def stop() -> None:
-    """The stop button: the computation ends at its next token. Chainlit's word about it goes: the answer says so."""
+    """The stop button: the computation ends at its next token. Chainlit's word about it goes: the answer says so.
+
+    It comes once for each click, and the answer may have ended between two of them.
+    """
     for writing in list(_writing):
         if writing.session is cl.context.session:
             writing.cancel()
-    for message in cl.chat_context.get()[-1:]:
-        if message.type == "assistant_message" and not is_answer(message):
+    for message in cl.chat_context.get():
+        if message.content == _CHAINLIT_STOPPED and message.type == "assistant_message" and not is_answer(message):
             await message.remove()
 
 
@@ -504,16 +527,18 @@ async def lost() -> None:
     """A connection is gone. If it does not come back soon, nobody waits for the answer."""
     session = cl.context.session
 
-    async def cancel_later() -> None:
+    async def clean_up() -> None:
         leaves = getattr(session, "to_clear", False)
         await asyncio.sleep(0 if leaves else _PATIENCE)
-        for writing in list(_writing):
-            if writing.session is session and not writing.is_watched:
-                writing.cancel()
-        if leaves:
-            chat_contexts.pop(session.id, None)  # which Chainlit keeps for ever
+        unwatched = [one for one in _writing if one.session is session and not one.is_watched]
+        for writing in unwatched:
+            writing.cancel()
+        await asyncio.gather(*(one.task for one in unwatched if one.task), return_exceptions=True)
+        await asyncio.sleep(1 if leaves else config.project.session_timeout)  # till Chainlit has forgotten the session
+        if WebsocketSession.get_by_id(session.id) is None:
+            chat_contexts.pop(session.id, None)  # but keeps its messages
 
-    _in_background(cancel_later())
+    _in_background(clean_up())
 
 
 _tasks: set[asyncio.Task[Any]] = set()  # the loop itself keeps none of them alive

@@ -6,14 +6,16 @@ from wherever the model likes: an address that could carry the conversation away
     what the page names elsewhere      is taken out of it
     what it would still ask for        the browser refuses, by a Content-Security-Policy
     a page of another origin           that talks to the chat in the name of whoever sits here is sent away
+    a page that is none                and names itself with a path, for which Chainlit would remove that folder, too
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
@@ -67,6 +69,23 @@ def from_own_page(headers: Headers) -> bool:
     """Whether a request comes from one of the chat's own pages, or from no page at all."""
     origin = headers.get("origin")
     return origin is None or urlsplit(origin).netloc == headers.get("host")
+
+
+def with_proper_ids(connect: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """A handler of new sockets that takes no page whose id is anything but a UUID.
+
+    Chainlit makes a folder of that name for the page's files, and removes it with all that is in it at the end: with
+    the id `/home/anna`, or `..`, whoever may log in could remove what they like.
+    """
+
+    async def connect_page(sid: str, environ: Any, auth: Any) -> Any:
+        try:
+            UUID(auth["sessionId"])
+        except (TypeError, KeyError, ValueError, AttributeError):
+            raise ConnectionRefusedError("sessionId is no UUID") from None
+        return await connect(sid, environ, auth)
+
+    return connect_page
 
 
 def _protect(message: MutableMapping[str, Any]) -> None:

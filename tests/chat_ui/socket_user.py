@@ -25,10 +25,11 @@ class SocketUser:
         url: of the chat.
         cookie: from `log_in`.
         profile: the model that is picked.
+        session: what the page calls itself; a UUID as the real one makes it, if not given.
     """
 
-    def __init__(self, url: str, cookie: str, profile: str) -> None:
-        self.url, self.cookie, self.profile = url, cookie, profile
+    def __init__(self, url: str, cookie: str, profile: str, session: str = "") -> None:
+        self.url, self.cookie, self.profile, self.session = url, cookie, profile, session or str(uuid.uuid4())
         self.client = socketio.AsyncClient(reconnection=False)
         self.texts: dict[str, str] = {}
         """Messages of the other side by their ids, as they stand on the page."""
@@ -43,7 +44,7 @@ class SocketUser:
 
     async def connect(self, **settings: Any) -> None:
         """Opens the page."""
-        auth = {"sessionId": str(uuid.uuid4()), "clientType": "webapp", "userEnv": "", "threadId": ""}
+        auth = {"sessionId": self.session, "clientType": "webapp", "userEnv": "", "threadId": ""}
         await self.client.connect(
             self.url,
             headers={"Cookie": self.cookie},

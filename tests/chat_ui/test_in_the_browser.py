@@ -103,6 +103,13 @@ def test_regenerate_edit_and_go_on(chat, me):
     me.page.get_by_role("button", name="Go on").click()
     me.wait_for_answers(2)
     assert len(me.texts()) == 2
+    me.answers().last.click()  # another continuation, not another answer
+    model, tokenizer = load_model(chat.runs / "base" / "model"), load_tokenizer(chat.runs / "base" / "model")
+    ids = tokenizer.encode_ordinary("The cat sat")
+    for _ in range(2):
+        ids += generate(model, ids, 12, Sampling(temperature=0.7, top_k=50, seed=seed + 1))
+    more = tokenizer.decode(ids[-12:])
+    me.until(lambda: len(texts := me.texts()) == 2 and same(texts[1], more) and me.answers().count() == 2)
     me.page.get_by_text("The cat sat", exact=True).last.hover()
     me.page.locator(".edit-message").first.click()
     me.page.locator("#edit-chat-input").fill("The mat")
@@ -122,6 +129,43 @@ def test_stop_stops_the_computation_too(chat, me):
     me.wait_for_answers(1)
     me.until(lambda: chat.n_threads("engine") == 0)
     assert "stopped" in me.page.locator("body").inner_text()
+
+
+def test_stop_clicked_often_is_stop_clicked_once(chat, me):
+    me.open()
+    me.pick("base")
+    me.set(seed="3", max_new_tokens="4000")
+    me.say("The cat sat", wait=False)
+    me.page.locator("#stop-button").wait_for()
+    me.page.evaluate("() => { for (let i = 0; i < 3; i++) document.querySelector('#stop-button').click() }")
+    me.wait_for_answers(1)
+    me.page.wait_for_timeout(500)
+    assert "manually" not in me.page.locator("body").inner_text()
+    me.page.reload()
+    me.wait_for_answers(1)
+    assert len(me.texts()) == 1
+
+
+def test_an_answer_stays_where_another_one_cannot_be_written(chat, me):
+    me.open()
+    me.set(seed="7", max_new_tokens="9")
+    me.say("What does len do?")
+    answer = me.texts()[0]
+    me.set(seed="seven")
+    me.answers().last.click()
+    me.page.get_by_text("settings: seed must be a number").wait_for()
+    assert me.texts()[0] == answer
+
+
+def test_a_thumb_outlives_a_reload(chat, me):
+    me.open()
+    me.set(seed="7", max_new_tokens="9")
+    me.say("What does len do?")
+    me.page.locator(".positive-feedback-off").click()
+    me.page.get_by_role("button", name="Submit").click()
+    me.page.locator(".positive-feedback-on").wait_for()
+    me.page.reload()
+    me.page.locator(".positive-feedback-on").wait_for()
 
 
 def test_look_inside_shows_two_pictures(chat, me):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import socketio
 
 from gpt_model import Sampling, load_model, load_tokenizer
 from gpt_model.generate import generate_text
@@ -61,6 +63,23 @@ def test_thirty_two_users_at_once(chat):
     while chat.n_threads("engine") and time.monotonic() < end:
         time.sleep(0.1)
     assert chat.n_threads("engine") == 0
+
+
+def test_a_page_that_calls_itself_a_path_removes_no_folder(chat, tmp_path):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "to-anna.txt").write_text("dear")
+
+    async def come_and_go() -> None:
+        user = SocketUser(chat.url, log_in(chat.url), "base", session=str(tmp_path))
+        with contextlib.suppress(socketio.exceptions.ConnectionError):
+            await user.connect()
+            await user.client.emit("clear_session")
+            await asyncio.sleep(0.5)
+            await user.leave()
+
+    asyncio.run(come_and_go())
+    time.sleep(1)
+    assert (tmp_path / "letters" / "to-anna.txt").read_text() == "dear"
 
 
 def test_memory_is_flat_over_five_hundred_messages(chat):

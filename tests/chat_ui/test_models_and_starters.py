@@ -70,9 +70,13 @@ def test_a_model_that_loads_keeps_nobody_from_another(tmp_path):
             assert may_end.wait(30)
         return ChatEngine(*arguments)
 
+    def load_quickly():
+        models.engine(quick)
+        done.set()
+
     models, done = Models(tmp_path, make_engine=make), threading.Event()
     threads = [threading.Thread(target=models.engine, args=(slow,))]
-    threads.append(threading.Thread(target=lambda: (models.engine(quick), done.set())))
+    threads.append(threading.Thread(target=load_quickly))
     threads[0].start()
     assert begun.wait(30)
     threads[1].start()
