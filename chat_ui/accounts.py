@@ -70,7 +70,7 @@ class Accounts:
 
 
 def session_secret(path: Path) -> str:
-    """What logins are signed with, from a file that is made when it is not there: a restart logs nobody out."""
+    """What logins are signed with, from a file that is made when it is not there: a restart alone logs nobody out."""
     if not path.is_file():
         write_text(path, secrets.token_urlsafe(48))
         path.chmod(0o600)
@@ -95,6 +95,7 @@ class ManageAccounts:
 def main(options: ManageAccounts) -> None:
     accounts = Accounts(chat_folder() / "accounts.json")
     kept = accounts.read()
+    before = dict(kept)
     if options.add is not None:
         if not options.add.strip():
             raise UserError("--add needs a name")
@@ -108,8 +109,10 @@ def main(options: ManageAccounts) -> None:
             accounts.write(kept)
         else:
             accounts.path.unlink()
+    if kept != before:  # who is logged in stays so for a week, unless what that was signed with is gone
+        (chat_folder() / "secret").unlink(missing_ok=True)
     print(f"May log in: {', '.join(sorted(kept)) or 'nobody; the chat is for this machine alone'}")
-    print("Next: make chat, which reads this when it starts")
+    print("Next: make chat; a chat that runs already is to be started anew, and then everybody has to log in again")
 
 
 def _ask_password(name: str) -> str:

@@ -70,6 +70,17 @@ def test_the_secret_outlives_a_restart(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_who_has_no_account_any_more_is_not_logged_in_any_more(tmp_path):
+    script, path = "chat_ui/accounts.py", tmp_path / "chat" / "secret"
+    secrets = [session_secret(path)]
+    for flags in (["--add", "anna"], ["--add", "bert"], ["--add", "anna"], ["--remove", "bert"], ["--remove", "anna"]):
+        run(script, *flags, runs=tmp_path, stdin="correct horse\n")
+        secrets.append(session_secret(path))
+    assert len(set(secrets)) == len(secrets)
+    run(script, runs=tmp_path)  # a look changes nothing
+    assert session_secret(path) == secrets[-1]
+
+
 @pytest.mark.parametrize(
     ("origin", "host", "is_own"),
     [
