@@ -224,6 +224,18 @@ def widgets(choice: Choice, values: dict[str, Any]) -> list[InputWidget]:
     return shown
 
 
+async def show_settings() -> Choice:
+    """Puts the settings of this conversation on the page, as they stand, and gives back its model.
+
+    Raises:
+        UserError: there is none, or it is gone.
+    """
+    choice = await asyncio.to_thread(chosen)
+    values = {"system_prompt": models.system_prompt(choice.source), **(cl.user_session.get("chat_settings") or {})}
+    await cl.ChatSettings(widgets(choice, values)).send()
+    return choice
+
+
 # A conversation
 
 
@@ -231,11 +243,10 @@ def widgets(choice: Choice, values: dict[str, Any]) -> list[InputWidget]:
 async def start() -> None:
     """A new conversation: its settings, and the model on its way into memory."""
     try:
-        choice = await asyncio.to_thread(chosen)
+        choice = await show_settings()
     except UserError as error:
         await tell(error)
         return
-    await cl.ChatSettings(widgets(choice, {"system_prompt": models.system_prompt(choice.source)})).send()
     if choice.source != choice.name:  # what the hub would have to be asked for waits for the first message
         _in_background(asyncio.to_thread(models.engine, choice.source))
 
@@ -245,11 +256,10 @@ async def resume(thread: ThreadDict) -> None:
     """An old conversation: its settings and, once the page shows it, the buttons under its answers."""
     await _finish_what_nobody_watches(thread)
     try:
-        choice = await asyncio.to_thread(chosen)
+        await show_settings()
     except UserError as error:
         await tell(error)
         return
-    await cl.ChatSettings(widgets(choice, dict(cl.user_session.get("chat_settings") or {}))).send()
 
     async def add_buttons() -> None:
         await asyncio.sleep(0.5)
@@ -258,6 +268,23 @@ async def resume(thread: ThreadDict) -> None:
                 await add_actions(message)
 
     _in_background(add_buttons())
+
+
+_greet = chainlit.server.sio.handlers["/"]["connection_successful"]
+
+
+async def come_back(sid: str) -> None:
+    """A page that comes back gets its settings once more: what was sent while it was away is lost.
+
+    Chainlit's page does so whenever a model is picked: it connects, hangs up and connects again.
+    """
+    await _greet(sid)
+    if WebsocketSession.require(sid).restored:
+        with contextlib.suppress(UserError):
+            await show_settings()
+
+
+chainlit.server.sio.on("connection_successful", come_back)
 
 
 async def _finish_what_nobody_watches(thread: ThreadDict) -> None:

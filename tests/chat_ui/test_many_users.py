@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import statistics
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import socketio
@@ -80,6 +82,22 @@ def test_a_page_that_calls_itself_a_path_removes_no_folder(chat, tmp_path):
     asyncio.run(come_and_go())
     time.sleep(1)
     assert (tmp_path / "letters" / "to-anna.txt").read_text() == "dear"
+
+
+def test_a_page_that_comes_back_has_its_settings(chat):
+    """Chainlit's page connects twice when a model is picked, and what was sent to the first socket is lost."""
+    cookie, session = log_in(chat.url), str(uuid.uuid4())
+
+    async def come(**settings: Any) -> dict[str, Any]:
+        user, shown = SocketUser(chat.url, cookie, "base", session), asyncio.Queue[Any]()
+        user.client.on("chat_settings", shown.put)
+        await user.connect(**settings)
+        widgets = await asyncio.wait_for(shown.get(), 10)
+        await user.leave()
+        return {widget["id"]: widget["initial"] for widget in widgets}
+
+    assert asyncio.run(come(seed="5"))["seed"] == ""
+    assert asyncio.run(come())["seed"] == "5"
 
 
 def test_memory_is_flat_over_five_hundred_messages(chat):
