@@ -79,10 +79,24 @@ class RunningChat:
             self.process = None
 
     def n_threads(self, name: str) -> int:
-        """Threads of the process whose names begin so (15 characters are kept of a name)."""
+        """Threads of the process whose names begin so."""
         assert self.process is not None
-        tasks = Path(f"/proc/{self.process.pid}/task")
-        return sum((task / "comm").read_text().startswith(name) for task in tasks.iterdir())
+        return threads_named(self.process.pid, name)
+
+
+def threads_named(process: int, name: str) -> int:
+    """Threads of a process whose names begin so (15 characters are kept of a name)."""
+    found = 0
+    for task in Path(f"/proc/{process}/task").iterdir():
+        with contextlib.suppress(OSError):  # it may end at this very moment
+            found += (task / "comm").read_text().startswith(name)
+    return found
+
+
+def resident_bytes(process: int) -> int:
+    """Bytes of memory that a process holds."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
 
 
 class Person:

@@ -8,7 +8,6 @@ import statistics
 import time
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ import socketio
 
 from gpt_model import Sampling, load_model, load_tokenizer
 from gpt_model.generate import generate_text
-from tests.chat_ui.browser import RunningChat
+from tests.chat_ui.browser import RunningChat, resident_bytes
 from tests.chat_ui.helpers import model_folder
 from tests.chat_ui.socket_user import SocketUser, log_in
 
@@ -36,8 +35,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningChat]:
 def resident(chat: RunningChat) -> int:
     """Bytes that the server holds."""
     assert chat.process is not None
-    lines = Path(f"/proc/{chat.process.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+    return resident_bytes(chat.process.pid)
 
 
 def test_thirty_two_users_at_once(chat):

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tests.chat_ui.browser import ROOT, free_port
+from tests.chat_ui.browser import ROOT, free_port, resident_bytes, threads_named
 
 KEY = "a key that is long enough"
 
@@ -47,13 +47,11 @@ class RunningApi:
 
     def n_threads(self, name: str) -> int:
         """Threads whose names begin so."""
-        tasks = Path(f"/proc/{self.process.pid}/task")
-        return sum((task / "comm").read_text().startswith(name) for task in tasks.iterdir())
+        return threads_named(self.process.pid, name)
 
     def resident(self) -> int:
         """Bytes that it holds."""
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+        return resident_bytes(self.process.pid)
 
 
 @contextlib.contextmanager
