@@ -81,6 +81,8 @@ class Evaluate:
     data: str = "default"
     """default: the questions about Python that train_instruct.py holds out; or anything that its --data takes (a file,
     a folder, the name of a data set on the hub), all of which is then asked."""
+    held_out: bool = False
+    """Ask only those of --data that train_instruct.py holds out of it, too, if it is not told otherwise."""
     max_questions: int = 100
     """Ask so many at most, drawn by --seed."""
     format: FormatName = "alpaca"
@@ -132,8 +134,8 @@ class Evaluate:
 # --- the questions
 
 
-def read_questions(data: str, most: int, seed: int = 0) -> list[Question]:
-    """The questions of a file, or the held-out ones of the embedded data; at most so many, drawn by `seed`.
+def read_questions(data: str, most: int, seed: int = 0, held_out: bool = False) -> list[Question]:
+    """The questions of a file, or the held-out ones of it or of the embedded data; at most so many, drawn by `seed`.
 
     Raises:
         UserError: no such file, or no question with an answer in it; columns of other names.
@@ -141,7 +143,7 @@ def read_questions(data: str, most: int, seed: int = 0) -> list[Question]:
     """
     options = InstructionOptions(data=EMBEDDED if data == "default" else data)
     examples = read_examples(options)
-    if options.data == EMBEDDED:  # what train_instruct.py holds out, too, if it is not told otherwise
+    if held_out or options.data == EMBEDDED:  # what train_instruct.py holds out, too, if it is not told otherwise
         examples = split_examples(examples, options)["validation"]
     found = [Question(example.question, example.answer) for example in examples]
     return found if len(found) <= most else random.Random(seed).sample(found, most)
@@ -279,7 +281,7 @@ def answer_all(
 def main(options: Evaluate) -> None:
     require_writable(options.out)
     device = pick_device(options.device)
-    questions = read_questions(options.data, options.max_questions, options.seed)
+    questions = read_questions(options.data, options.max_questions, options.seed, options.held_out)
     print(f"{len(questions):,} questions of {options.data}, answered by {len(options.models)} models on {device}")
     found: dict[str, Answers] = {}
     made_by: dict[str, Any] = {}

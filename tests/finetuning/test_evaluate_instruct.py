@@ -244,6 +244,16 @@ def test_the_default_asks_what_no_training_saw():
     assert not asked & {Question(e.question, e.answer).text for e in sides["train"]}
 
 
+def test_of_a_file_the_held_out_ones_can_be_asked_alone(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text("\n".join(json.dumps({"instruction": f"Say {n}.", "output": str(n)}) for n in range(400)))
+    options = InstructionOptions(data=str(path), test_share=0.1)  # a test share takes nothing from what is held out
+    sides = split_examples(read_examples(options), options)
+    asked = {q.reference for q in read_questions(str(path), 10**9, held_out=True)}
+    assert asked == {e.answer for e in sides["validation"]}
+    assert 0 < len(asked) < 60 and not asked & {e.answer for e in sides["train"] + sides["test"]}
+
+
 def test_real_instructions_are_read(data_folder):
     for name in ("alpaca_cleaned.jsonl.gz", "alpaca_gpt4_subset.json.gz", "rasbt_instruction-data.json.gz"):
         assert len(read_questions(str(data_folder / "instructions" / name), 50)) == 50
