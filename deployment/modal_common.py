@@ -14,8 +14,8 @@ from typing import NoReturn
 import modal
 
 ROOT = Path(__file__).resolve().parents[1]
-THERE = "/root/scratchbook"
-"""Where the repository lies in a container."""
+THERE = "/root"
+"""Where the repository lies in a container: Modal's Python imports from there."""
 PARTS = (
     "utils", "working_with_text_data", "attention_mechanisms", "gpt_model", "pretraining", "finetuning", "chat_ui",
     "deployment", "tests", "requirements.txt", "constraints.txt", "pyproject.toml", "Makefile", "README.md", "LICENSE",
@@ -96,7 +96,7 @@ def python_image(*debian: str) -> modal.Image:
         .apt_install(*debian)
         .add_local_file(ROOT / "constraints.txt", "/constraints.txt", copy=True)
         .pip_install_from_requirements(str(ROOT / "requirements.txt"), extra_options="-c /constraints.txt")
-        .env({"PYTHONPATH": THERE, "PYTHONUNBUFFERED": "1", "HF_HOME": "/tmp/hf"})
+        .env({"PYTHONUNBUFFERED": "1", "HF_HOME": "/tmp/hf"})
     )
 
 

@@ -92,7 +92,7 @@ def test_what_is_deployed(tmp_path):
     assert function["web"]["Api.web"]["requires_proxy_auth"]
     commands = image_commands(function)
     assert "-r /.requirements.txt -c /constraints.txt" in commands
-    assert "/root/scratchbook/attention_mechanisms/attend.py" in function["mount_files"]
+    assert "/root/attention_mechanisms/attend.py" in function["mount_files"]
 
 
 def test_settings_are_taken_from_the_environment(tmp_path):
