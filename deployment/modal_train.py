@@ -225,30 +225,32 @@ class Progress:
     """Says now and then how fast a run learns, what it has cost, and what it will.
 
     Args:
-        run: the run's folder; None where there is nothing to say but the cost.
+        run: the run's folder; None where nothing is to be said, by a script that does not train or another machine.
         dollars_a_second: of all GPUs together.
     """
 
     def __init__(self, run: Path | None, dollars_a_second: float) -> None:
         self.run, self.dollars_a_second = run, dollars_a_second
-        self.start, self.said = time.monotonic(), -math.inf
+        self.start = self.committed = time.monotonic()
+        self.said = -math.inf  # so that the first step is reported at once
         self.before: dict[str, Any] | None = None
         self.saved = self._newest_checkpoint()
 
     def look(self) -> bool:
-        """Reports if it is time to. Whether there is something to commit: it was time, or there is a new checkpoint."""
-        saved, self.saved = self.saved, self._newest_checkpoint()
-        is_time = time.monotonic() - self.said >= COMMIT_SECONDS
-        if is_time and (figures := self.figures()):
-            self.said = time.monotonic()
+        """Reports if it is time to, and says whether to commit: at intervals, and where there is a new checkpoint."""
+        now = time.monotonic()
+        if now - self.said >= COMMIT_SECONDS and (figures := self.figures()):
+            self.said = now
             print(f"[modal] {figures}", flush=True)
-        return is_time or saved != self.saved
+        saved, self.saved = self.saved, self._newest_checkpoint()
+        if saved == self.saved and now - self.committed < COMMIT_SECONDS:
+            return False
+        self.committed = now
+        return True
 
     def figures(self) -> str:
         """How far the run is; nothing before its first step."""
         spent = self.dollars_a_second * (time.monotonic() - self.start)
-        if self.run is None:
-            return f"${spent:.2f} so far"
         step = self._last_step()
         if step is None:
             return ""
