@@ -98,17 +98,31 @@ class History(SQLAlchemyDataLayer):
         async with self._one_by_one:
             return await super().execute_sql(query, parameters)
 
+    async def update_thread(
+        self,
+        thread_id: str,
+        name: str | None = None,
+        user_id: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        tags: list[str] | None = None,
+    ) -> None:
+        """As Chainlit's, but what is told of a deleted conversation, as when its page closes, does not bring it back."""
+        known = 'SELECT "id" FROM threads WHERE "id" = :id'
+        if user_id is None and not await self.execute_sql(known, {"id": thread_id}):
+            return
+        await super().update_thread(thread_id, name, user_id, metadata, tags)
+
     async def get_all_user_threads(
         self, user_id: str | None = None, thread_id: str | None = None
     ) -> list[ThreadDict] | None:
         """As Chainlit's, with what SQLite gives as text turned into what it was."""
         threads = await super().get_all_user_threads(user_id, thread_id)
         for thread in threads or []:
-            for step in thread["steps"]:
+            rows: list[Any] = [thread, *thread["steps"]]
+            for row in rows:
                 for name in ("metadata", "generation"):
-                    value: Any = step.get(name)
-                    if isinstance(value, str):
-                        step[name] = json.loads(value)
+                    if isinstance(row.get(name), str):
+                        row[name] = json.loads(row[name])
         return threads
 
     async def create_element(self, element: Element) -> None:

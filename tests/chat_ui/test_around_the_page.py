@@ -155,13 +155,16 @@ async def main():
     await history.upsert_feedback(Feedback(forId="s", threadId="t", value=1))  # as the page sends it
     thread = await history.get_thread("t")
     assert thread["userIdentifier"] == "bert" and thread["name"] == "a talk"
+    assert thread["metadata"]["chat_profile"] == "demo"  # the page shows it as the model that is picked
     (kept,) = thread["steps"]
     assert kept["output"] == "hi" and kept["metadata"]["ids"] == [1, 2] and kept["feedback"]["value"] == 1
     page = await history.list_threads(Pagination(first=10), ThreadFilter(userId=user.id, search="hi"))
     assert [one["id"] for one in page.data] == ["t"]
     assert not (await history.list_threads(Pagination(first=10), ThreadFilter(userId="1"))).data
     await history.delete_thread("t")
+    await history.update_thread("t", metadata={{"chat_settings": {{"system_prompt": "secret"}}}})  # its page closes
     assert await history.get_thread("t") is None
+    assert b"secret" not in path.read_bytes() + path.with_name(path.name + "-wal").read_bytes()
     await history.close()
     again = History(path)
     assert (await again.get_user("bert")).id == user.id

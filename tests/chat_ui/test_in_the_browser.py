@@ -196,6 +196,7 @@ def test_another_chat_of_this_repository_may_end_meanwhile(chat, me, tmp_path):
 
 def test_a_conversation_outlives_a_reload_and_a_restart(chat, me):
     me.open()
+    me.pick("base")
     me.set(seed="7", max_new_tokens="16")
     me.say("Return the number of items")
     answer = me.texts()[-1]
@@ -204,6 +205,7 @@ def test_a_conversation_outlives_a_reload_and_a_restart(chat, me):
     me.page.reload()
     me.wait_for_answers(1)
     assert me.texts() == [answer]
+    assert me.page.locator("#chat-profiles").inner_text() == "base"  # and not the first one
     chat.stop()
     chat.start()
     me.open(path)
