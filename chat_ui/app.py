@@ -253,7 +253,11 @@ async def start() -> None:
 
 @cl.on_chat_resume
 async def resume(thread: ThreadDict) -> None:
-    """An old conversation: its settings and, once the page shows it, the buttons under its answers."""
+    """An old conversation: its settings and, once the page shows it, the buttons under its answers.
+
+    Also whenever its page comes back after a lost connection; Chainlit then adds all messages to what is there already.
+    """
+    cl.chat_context.clear()
     await _finish_what_nobody_watches(thread)
     try:
         await show_settings()
@@ -434,6 +438,8 @@ async def add_actions(message: cl.Message) -> None:
     if figures.finish in ("length", "cancelled", "context"):
         buttons.append(cl.Action(name="go_on", label="Go on", icon="arrow-right", payload=payload))
     for button in buttons:
+        button.id = f"{button.name} {message.id}"
+        await button.remove()  # a page that came back has it
         await button.send(for_id=message.id)
 
 

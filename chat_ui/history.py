@@ -106,7 +106,7 @@ class History(SQLAlchemyDataLayer):
         metadata: dict[str, Any] | None = None,
         tags: list[str] | None = None,
     ) -> None:
-        """As Chainlit's, but what is told of a deleted conversation when its page closes does not bring it back."""
+        """As Chainlit's, but what a closing page tells of a deleted conversation does not bring it back."""
         known = 'SELECT "id" FROM threads WHERE "id" = :id'
         if user_id is None and not await self.execute_sql(known, {"id": thread_id}):
             return

@@ -26,10 +26,12 @@ class SocketUser:
         cookie: from `log_in`.
         profile: the model that is picked.
         session: what the page calls itself; a UUID as the real one makes it, if not given.
+        thread: the conversation that is taken up again; a new one if not given.
     """
 
-    def __init__(self, url: str, cookie: str, profile: str, session: str = "") -> None:
-        self.url, self.cookie, self.profile, self.session = url, cookie, profile, session or str(uuid.uuid4())
+    def __init__(self, url: str, cookie: str, profile: str, session: str = "", thread: str = "") -> None:
+        self.url, self.cookie, self.profile, self.thread = url, cookie, profile, thread
+        self.session = session or str(uuid.uuid4())
         self.client = socketio.AsyncClient(reconnection=False)
         self.texts: dict[str, str] = {}
         """Messages of the other side by their ids, as they stand on the page."""
@@ -44,7 +46,7 @@ class SocketUser:
 
     async def connect(self, **settings: Any) -> None:
         """Opens the page."""
-        auth = {"sessionId": self.session, "clientType": "webapp", "userEnv": "", "threadId": ""}
+        auth = {"sessionId": self.session, "clientType": "webapp", "userEnv": "", "threadId": self.thread}
         await self.client.connect(
             self.url,
             headers={"Cookie": self.cookie},

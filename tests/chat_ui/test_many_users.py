@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import sqlite3
 import statistics
 import time
 import uuid
@@ -26,6 +28,7 @@ pytestmark = pytest.mark.filterwarnings("default")  # asyncio's and aiohttp's ow
 def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningChat]:
     runs = tmp_path_factory.mktemp("many")
     model_folder(runs / "base" / "model", layout=None, seed=1)
+    model_folder(runs / "taught" / "model", context_length=512)
     running = RunningChat(runs)
     running.start()
     yield running
@@ -96,6 +99,31 @@ def test_a_page_that_comes_back_has_its_settings(chat):
 
     assert asyncio.run(come(seed="5"))["seed"] == ""
     assert asyncio.run(come())["seed"] == "5"
+
+
+def test_a_conversation_that_comes_back_twice_is_read_once(chat):
+    """As after a reload and a lost connection."""
+    cookie, session = log_in(chat.url), str(uuid.uuid4())
+    history = sqlite3.connect(chat.runs / "chat" / "history.sqlite")
+
+    async def talk() -> None:
+        user = SocketUser(chat.url, cookie, "taught")
+        await user.connect(seed="1", max_new_tokens=8)
+        await user.ask("The only cat")
+        await user.leave()
+        ((thread,),) = history.execute("SELECT threadId FROM steps WHERE output = 'The only cat'").fetchall()
+        for turn in range(2):
+            user = SocketUser(chat.url, cookie, "taught", session, thread)
+            await user.connect(seed="1", max_new_tokens=8)
+            await asyncio.wait_for(user.answers.get(), 10)  # the buttons
+            if turn:
+                await user.ask("The mat")
+            await user.leave()
+
+    asyncio.run(talk())
+    rows = history.execute("SELECT metadata FROM steps WHERE type = 'assistant_message' ORDER BY createdAt").fetchall()
+    prompt = load_tokenizer(chat.runs / "taught" / "model").decode(json.loads(rows[-1][0])["prompt_ids"])
+    assert prompt.count("The only cat") == 1
 
 
 def test_memory_is_flat_over_five_hundred_messages(chat):
