@@ -114,13 +114,18 @@ class Person:
         page.set_default_timeout(PATIENCE * 1000)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", self._note_request)
-        page.on(
-            "websocket", lambda ws: None if f":{url.rsplit(':', 1)[1]}/" in ws.url else self.elsewhere.append(ws.url)
-        )
+        self._heard_at = time.monotonic()
+        page.on("websocket", self._note_socket)
 
     def _note_request(self, request: Any) -> None:
         if not request.url.startswith((self.url, self.url.replace("http", "ws"), "data:", "blob:")):
             self.elsewhere.append(request.url)
+
+    def _note_socket(self, socket: Any) -> None:
+        if f":{self.url.rsplit(':', 1)[1]}/" not in socket.url:
+            self.elsewhere.append(socket.url)
+        self._heard_at = time.monotonic()
+        socket.on("framereceived", lambda _: setattr(self, "_heard_at", time.monotonic()))
 
     def open(self, path: str = "/") -> None:
         """Goes to the chat, and waits for the message box."""
@@ -135,6 +140,7 @@ class Person:
         self.page.locator("#chat-submit").click()
         if wait:
             self.wait_for_answers(before + 1)
+            self.until(lambda: "/thread/" in self.page.url)  # the page moves there, and sets the message box anew
 
     def wait_for_answers(self, n: int) -> None:
         """Until there are so many answers that have ended."""
@@ -166,7 +172,8 @@ class Person:
         self.page.wait_for_timeout(500)
         if self.page.locator("#new-chat-dialog").is_visible():  # a conversation is there already
             self.page.locator("#confirm").click()
-            self.page.wait_for_timeout(500)
+        self._heard_at = time.monotonic()
+        self.until(lambda: time.monotonic() - self._heard_at > 1)  # it connects twice, and sets the message box anew
         self.page.wait_for_selector("#chat-input")
 
     def set(self, **values: str) -> None:
