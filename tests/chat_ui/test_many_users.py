@@ -106,12 +106,18 @@ def test_a_conversation_that_comes_back_twice_is_read_once(chat):
     cookie, session = log_in(chat.url), str(uuid.uuid4())
     history = sqlite3.connect(chat.runs / "chat" / "history.sqlite")
 
-    async def talk() -> None:
+    async def kept(query: str, n: int) -> list[Any]:
+        """At least `n` rows, which are put away by the way."""
+        while len(rows := history.execute(query).fetchall()) < n:
+            await asyncio.sleep(0.1)
+        return rows
+
+    async def talk() -> str:
         user = SocketUser(chat.url, cookie, "taught")
         await user.connect(seed="1", max_new_tokens=8)
         await user.ask("The only cat")
         await user.leave()
-        ((thread,),) = history.execute("SELECT threadId FROM steps WHERE output = 'The only cat'").fetchall()
+        (thread,) = (await kept("SELECT threadId FROM steps WHERE output = 'The only cat'", 1))[0]
         for turn in range(2):
             user = SocketUser(chat.url, cookie, "taught", session, thread)
             await user.connect(seed="1", max_new_tokens=8)
@@ -119,10 +125,11 @@ def test_a_conversation_that_comes_back_twice_is_read_once(chat):
             if turn:
                 await user.ask("The mat")
             await user.leave()
+        answers = f"SELECT metadata FROM steps WHERE threadId = '{thread}' AND type = 'assistant_message'"
+        return str((await kept(answers + " ORDER BY createdAt", 2))[-1][0])
 
-    asyncio.run(talk())
-    rows = history.execute("SELECT metadata FROM steps WHERE type = 'assistant_message' ORDER BY createdAt").fetchall()
-    prompt = load_tokenizer(chat.runs / "taught" / "model").decode(json.loads(rows[-1][0])["prompt_ids"])
+    ids = json.loads(asyncio.run(asyncio.wait_for(talk(), 120)))["prompt_ids"]
+    prompt = load_tokenizer(chat.runs / "taught" / "model").decode(ids)
     assert prompt.count("The only cat") == 1
 
 
