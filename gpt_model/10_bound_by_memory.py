@@ -866,9 +866,9 @@ from attention_mechanisms import KVCache, LayerCaches
 class CatCache(KVCache):
     def append(self, keys, values):
         old_keys, old_values = self.keys[:, :, : self.length], self.values[:, :, : self.length]
-        self.keys = torch.cat([old_keys, keys], dim=2)  # (batch, heads, length + new, head_dim)
-        self.values = torch.cat([old_values, values], dim=2)
-        self.length = self.keys.shape[2]
+        longer = torch.cat([old_keys, keys], dim=2)  # (batch, heads, length + new, head_dim)
+        self.buffers = longer, torch.cat([old_values, values], dim=2)
+        self.length = longer.shape[2]
         return self.keys, self.values
 
 
