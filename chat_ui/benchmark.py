@@ -37,6 +37,7 @@ from utils.files import require_writable, write_json
 from utils.readme_tables import markdown_table, read_results, require_markers, write_block
 from utils.tracking import provenance
 from working_with_text_data.bytepair_enc import BytePairTokenizer
+from working_with_text_data.bytepair_enc.bpe import END_OF_TEXT
 from working_with_text_data.bytepair_enc.patterns import GPT2_PATTERN
 
 CHAPTER = Path(__file__).parent
@@ -92,9 +93,9 @@ class ChatBenchmark:
 
 
 def any_tokenizer(n_vocab: int) -> BytePairTokenizer:
-    """One that has so many tokens, for a model of random weights: the bytes, and any three bytes each."""
-    ranks = {bytes([i]): i for i in range(256)} | {i.to_bytes(3, "big"): i for i in range(256, n_vocab)}
-    return BytePairTokenizer(ranks, GPT2_PATTERN)
+    """One that has so many tokens, for a model of random weights: the bytes, any three bytes each, and an end."""
+    ranks = {bytes([i]): i for i in range(256)} | {i.to_bytes(3, "big"): i for i in range(256, n_vocab - 1)}
+    return BytePairTokenizer(ranks, GPT2_PATTERN, {END_OF_TEXT: n_vocab - 1})
 
 
 @dataclass(frozen=True)
@@ -246,12 +247,12 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 def report(results: Sequence[dict[str, Any]]) -> str:
     """What stands in the README."""
-    result = results[0]
-    told = (
-        f"All ask at once, {result['prompt_tokens']} tokens each, and get {result['new_tokens']}; medians of "
-        f"{len(result['results'][0]['all'][WAYS[0]])} turns, on {where(result)}."
-    )
-    return f"{told}\n\n{table(results)}"
+    told = [
+        f"{result['name']}: {result['prompt_tokens']} tokens each and an answer of {result['new_tokens']}, medians of "
+        f"{len(result['results'][0]['all'][WAYS[0]])} turns, on {where(result)}"
+        for result in results
+    ]
+    return f"All ask at once. {'; '.join(told)}.\n\n{table(results)}"
 
 
 def main(options: ChatBenchmark) -> None:
