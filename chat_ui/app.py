@@ -18,7 +18,6 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ import chainlit.config
 import chainlit.server
 from chainlit.chat_context import chat_contexts
 from chainlit.config import APP_ROOT, config
-from chainlit.input_widget import InputWidget, NumberInput, Slider, TextInput
 from chainlit.session import WebsocketSession
 from chainlit.types import ThreadDict
 from starlette.datastructures import Headers
@@ -35,12 +33,14 @@ from starlette.datastructures import Headers
 from attention_mechanisms.attention_maps import to_png
 from chat_ui.accounts import Accounts, chat_folder, session_secret
 from chat_ui.chat_engine import Answer, Busy, ChatEngine, Piece
-from chat_ui.conversation import DEFAULTS, Figures, Markdown, conversation, goes_on, is_answer, metadata_of, wish_from
+from chat_ui.conversation import Figures, Markdown, conversation, goes_on, is_answer, metadata_of, wish_from
 from chat_ui.history import History
 from chat_ui.look_inside import MOST_TOKENS, candidates, draw_attention, draw_candidates
 from chat_ui.models import MAKE_ONE, Choice, Models
 from chat_ui.own_pages_only import OwnPagesOnly, with_proper_ids, without_links_elsewhere
+from chat_ui.settings_panel import widgets
 from chat_ui.starters import starters
+from utils.addresses import is_loopback
 from utils.devices import pick_device
 from utils.errors import UserError, one_line
 
@@ -56,7 +56,7 @@ def begin() -> tuple[Models, Accounts, History]:
     if Path(APP_ROOT).resolve() != Path(__file__).resolve().parent:
         raise UserError("start the chat from the repository's root, `chainlit run chat_ui/app.py`, or by `make chat`")
     accounts = Accounts(chat_folder() / "accounts.json")
-    if not accounts.read() and not _is_loopback(config.run.host):
+    if not accounts.read() and not is_loopback(config.run.host):
         raise UserError(
             f"--host {config.run.host} can be reached from other machines, and nobody has to log in: add an account "
             "first, python chat_ui/accounts.py --add NAME"
@@ -73,13 +73,6 @@ def begin() -> tuple[Models, Accounts, History]:
     chainlit.server.get_html_template = lambda root_path: without_links_elsewhere(page(root_path))
     models = Models(chat_folder().parent, pick_device(os.environ.get("SCRATCHBOOK_DEVICE", "auto")))
     return models, accounts, History(chat_folder() / "history.sqlite")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 try:
@@ -108,7 +101,7 @@ else:
     async def whoever_sits_here(headers: Headers) -> cl.User | None:
         """Nobody has to log in; but under another name this machine is not spoken to (DNS rebinding)."""
         name = headers.get("host", "").rsplit(":", 1)[0].strip("[]")
-        return cl.User(identifier="you") if _is_loopback(name) else None
+        return cl.User(identifier="you") if is_loopback(name) else None
 
 
 @cl.data_layer
@@ -158,72 +151,6 @@ def chosen() -> Choice:
     raise UserError(f"the model {name} is gone from {models.runs}: pick another one above, or make one, {MAKE_ONE}")
 
 
-def widgets(choice: Choice, values: dict[str, Any]) -> list[InputWidget]:
-    """The settings of a conversation."""
-    now = {**DEFAULTS, **values}
-    shown: list[InputWidget] = [
-        Slider(
-            id="temperature",
-            label="Temperature",
-            initial=float(now["temperature"]),
-            min=0,
-            max=2,
-            step=0.05,
-            description="Below 1 is safer, above 1 is wilder; 0 always takes the most probable token.",
-        ),
-        NumberInput(
-            id="top_k", label="Top-k", initial=now["top_k"], description="Only the k most probable tokens; 0 for all."
-        ),
-        Slider(
-            id="top_p",
-            label="Top-p",
-            initial=float(now["top_p"]),
-            min=0.05,
-            max=1,
-            step=0.05,
-            description="Only the fewest tokens that have this probability together.",
-        ),
-        Slider(
-            id="min_p",
-            label="Min-p",
-            initial=float(now["min_p"]),
-            min=0,
-            max=1,
-            step=0.01,
-            description="Only tokens at least this fraction as probable as the best.",
-        ),
-        Slider(
-            id="repetition_penalty",
-            label="Repetition penalty",
-            initial=float(now["repetition_penalty"]),
-            min=1,
-            max=2,
-            step=0.05,
-            description="Above 1, tokens that are in the text already become less probable.",
-        ),
-        NumberInput(
-            id="max_new_tokens", label="Tokens at most", initial=now["max_new_tokens"], description="Of one answer."
-        ),
-        TextInput(
-            id="seed",
-            label="Seed",
-            initial=str(now["seed"]),
-            description="A whole number: with the same one the same text comes again. Empty: another each time.",
-        ),
-    ]
-    if choice.answers:
-        shown.append(
-            TextInput(
-                id="system_prompt",
-                label="System prompt",
-                initial=str(now["system_prompt"]),
-                multiline=True,
-                description="Stands before the conversation.",
-            )
-        )
-    return shown
-
-
 async def show_settings() -> Choice:
     """Puts the settings of this conversation on the page, as they stand, and gives back its model.
 
@@ -232,7 +159,7 @@ async def show_settings() -> Choice:
     """
     choice = await asyncio.to_thread(chosen)
     values = {"system_prompt": models.system_prompt(choice.source), **(cl.user_session.get("chat_settings") or {})}
-    await cl.ChatSettings(widgets(choice, values)).send()
+    await cl.ChatSettings(widgets(choice.answers, values)).send()
     return choice
 
 

@@ -22,7 +22,6 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from deployment.openai_format import ApiError, ChatRequest, CompletionRequest, R
 from finetuning.instruction.prompt_format import PromptFormat
 from gpt_model import load_model, load_tokenizer
 from gpt_model.pretrained import find_folder
+from utils.addresses import is_loopback
 from utils.devices import pick_device
 from utils.errors import UserError, run_command
 
@@ -366,14 +366,6 @@ def keys_from_environment() -> list[str]:
             "a key in SCRATCHBOOK_API_KEYS has less than 16 characters: make one with `openssl rand -hex 24`"
         )
     return keys
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is of this machine alone."""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def main(options: Serve) -> None:

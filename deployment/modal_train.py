@@ -66,7 +66,7 @@ TRAINS = {
     "finetuning/instruction/train_instruct.py",
     "finetuning/instruction/train_dpo.py",
 }  # all of them know --run and --resume
-WORK = Path(setting("SCRATCHBOOK_WORK", "/work"))  # where scripts run; its folder runs/ is the Volume
+WORK = Path(setting("SCRATCHBOOK_WORK", "/job"))  # where scripts run; its folder runs/ is the Volume
 BEGUN = "begun-on-modal.json"  # in a run's folder: what it was begun with
 LOOK_SECONDS = 10.0
 GRACE_SECONDS = 25.0  # Modal gives 30 to a container that has to go

@@ -52,7 +52,7 @@ CODE_SERVER = "4.139.1"
 CODE_SERVER_SHA256 = "53029be6c5781b7bca49b815fcc9a2a3fc111813ad8c9965b2c0f0d2985a0674"
 CODE_SERVER_URL = f"https://github.com/coder/code-server/releases/download/v{CODE_SERVER}/code-server-{CODE_SERVER}-linux-amd64.tar.gz"
 
-WORK = Path("/work")  # the Volume that keeps what is written here
+WORK = Path("/workbench")  # the Volume that keeps what is written here
 RUNS = Path("/runs")  # the Volume of modal_train.py
 STATE = Path("/run/workbench")  # gone with the container
 HEARTBEAT = Path.home() / ".local/share/code-server/heartbeat"  # touched each minute while a browser is connected

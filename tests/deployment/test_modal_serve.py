@@ -14,6 +14,7 @@ import httpx
 import pytest
 import uvicorn
 
+from deployment.modal_common import THERE
 from tests.chat_ui.helpers import model_folder
 from tests.conftest import ROOT
 from tests.deployment.modal_tools import deployed, image_commands, read_app, refused
@@ -92,7 +93,7 @@ def test_what_is_deployed(tmp_path):
     assert function["web"]["Api.web"]["requires_proxy_auth"]
     commands = image_commands(function)
     assert "-r /.requirements.txt -c /constraints.txt" in commands
-    assert "/root/attention_mechanisms/attend.py" in function["mount_files"]
+    assert f"{THERE}/attention_mechanisms/attend.py" in function["mount_files"]
 
 
 def test_settings_are_taken_from_the_environment(tmp_path):

@@ -236,7 +236,7 @@ def test_what_is_deployed(tmp_path):
     assert (train["name"], prepare["name"]) == ("train", "prepare")
     assert train["gpu"] == "L4:1" and prepare["gpu"] is None
     for function in (train, prepare):
-        assert function["volumes"] == {"/work/runs": "scratchbook-runs"} and function["max_containers"] == 1
+        assert function["volumes"] == {"/job/runs": "scratchbook-runs"} and function["max_containers"] == 1
         assert function["retries"] == 3 and function["timeout_s"] == 24 * 3600 and not function["web"]
 
 

@@ -315,7 +315,7 @@ def test_what_is_deployed(tmp_path):
     (function,) = report["functions"]
     assert function["gpu"] == "L4:1" and function["max_containers"] == 1 and function["timeout_s"] == 8 * 3600
     assert not function["web"] and not function["retries"]  # no address but the tunnels, while it runs
-    assert function["volumes"] == {"/work": "scratchbook-workbench", "/runs": "scratchbook-runs"}
+    assert function["volumes"] == {"/workbench": "scratchbook-workbench", "/runs": "scratchbook-runs"}
     assert report["secrets"]["scratchbook-workbench"] == ["WORKBENCH_PASSWORD"]
     commands = image_commands(function)
     assert "| sha256sum -c - && " in commands and "| sh" not in commands.replace("| sha256sum", "")
