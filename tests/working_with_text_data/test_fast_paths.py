@@ -26,14 +26,15 @@ from working_with_text_data.bytepair_enc import (
     counting,
     fast_encoding,
     ladder,
+    patterns,
     training,
     unicode_pin,
 )
 from working_with_text_data.bytepair_enc.check_against_tiktoken import random_texts
 from working_with_text_data.bytepair_enc.counting import chunks_of, count_chunk, count_pieces
 from working_with_text_data.bytepair_enc.merging import PairRanks, merge_by_heap, merge_piece, merge_pieces
-from working_with_text_data.bytepair_enc.patterns import compile_pattern, split_into_pieces
-from working_with_text_data.bytepair_enc.word_cuts import CUTTERS, FIRST_GPT4_PATTERN, blocks, last_cut
+from working_with_text_data.bytepair_enc.patterns import FIRST_GPT4_PATTERN, compile_pattern, split_into_pieces
+from working_with_text_data.bytepair_enc.word_cuts import CUTTERS, blocks, last_cut
 
 PATTERNS = {"gpt2": GPT2_PATTERN, "gpt4": GPT4_PATTERN, "gpt4o": GPT4O_PATTERN, "first gpt4": FIRST_GPT4_PATTERN}
 PUBLISHED = {"gpt2": "r50k_base", "gpt4": "cl100k_base", "gpt4o": "o200k_base"}
@@ -74,6 +75,18 @@ def test_our_patterns_cut_as_tiktoken_s_do(with_their_pattern):
 def test_our_patterns_cut_as_tiktoken_s_do_at_every_edge(with_their_pattern, text):
     ours, theirs = with_their_pattern
     assert ours.encode_ordinary(text) == theirs.encode_ordinary(text)
+
+
+@pytest.mark.parametrize("name", sorted(PATTERNS))
+@given(text=st.text(st.sampled_from([chr(i) for i in range(128)] + list("aB 1.'\n\r\t/") * 12), max_size=40))
+def test_the_quicker_pattern_for_ascii_cuts_as_the_published_one(name, text):
+    quick = patterns.in_ascii(PATTERNS[name])
+    assert quick is not None
+    assert quick.findall(text) == compile_pattern(PATTERNS[name]).findall(text)
+
+
+def test_other_patterns_have_no_quicker_one():
+    assert patterns.in_ascii(r"\p{L}+|\P{L}+") is None
 
 
 @pytest.mark.parametrize("kind", ["L", "N", "M", "Lu", "Ll", "Lt", "Lm", "Lo"])

@@ -23,8 +23,9 @@ there `{1,3}+` is a repetition. None is needed here, because no alternative coul
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from itertools import accumulate, pairwise
 
 import regex
@@ -41,6 +42,11 @@ GPT4O_PATTERN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# The first form of GPT-4's pattern, which many tokenizer.json files have: the same but for the end of a text.
+FIRST_GPT4_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 Pattern = str | tuple[str, ...]
@@ -66,11 +72,34 @@ def compile_pattern(pattern: str) -> regex.Pattern[str]:
     return compiled
 
 
+_PUBLISHED = {GPT2_PATTERN, GPT4_PATTERN, FIRST_GPT4_PATTERN, GPT4O_PATTERN}
+_IN_ASCII = {"L": "A-Za-z", "Lu": "A-Z", "Ll": "a-z", "Lt": "", "Lm": "", "Lo": "", "M": "", "N": "0-9"}
+
+
+@lru_cache
+def in_ascii(pattern: str) -> re.Pattern[str] | None:
+    r"""What cuts ASCII text as a published pattern does; None for other patterns.
+
+    In ASCII \p{L} is A-Za-z, and the standard library's `re` can say that. It is twice as fast as `regex`.
+    """
+    if pattern not in _PUBLISHED:
+        return None
+    translated, in_class = [], False
+    for part in re.findall(r"\\p\{\w+\}|\\.|.", pattern):
+        in_class = part == "[" or (in_class and part != "]")
+        if part.startswith(r"\p"):
+            part = _IN_ASCII[part[3:-1]] if in_class else f"[{_IN_ASCII[part[3:-1]]}]"
+        translated.append(part)
+    return re.compile("".join(translated), re.ASCII)  # with this flag `\s` is what `regex` takes for it, too
+
+
 def split_into_pieces(pattern: regex.Pattern[str], text: str) -> list[str]:
     """The matches of `pattern` one after the other; what stands between two matches is a piece of its own.
 
     The published patterns match every character, and then this is `findall`, but for what `unicode_pin.py` explains.
     """
+    if text.isascii() and (quick := in_ascii(pattern.pattern)):
+        return quick.findall(text)
     shown = as_unicode_16(text)
     pieces: list[str] = pattern.findall(shown)
     if sum(map(len, pieces)) != len(text):
