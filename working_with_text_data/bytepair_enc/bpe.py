@@ -24,6 +24,7 @@ The plain versions of all of this are in `ladder.py`; what makes it fast stands 
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -64,6 +65,8 @@ class BytePairTokenizer:
         name: shown in messages.
         ids: the bytes of each ordinary token -> its id, where that is not its rank (RoBERTa numbers its tokens by how
             frequent they are). Tokens without a rank may be there too: they decode, but no text is encoded to them.
+        nfc: write ordinary text in Unicode's composed form before it is cut, as Qwen and GPT-NeoX do: e and a combining
+            accent become é. `decode` then gives that form. Python's Unicode decides, which may be older than another's.
 
     Raises:
         ValueError: a byte is missing, an id is used twice, or the pattern does not compile.
@@ -76,12 +79,14 @@ class BytePairTokenizer:
         special_tokens: Mapping[str, int] | None = None,
         name: str = "bytepair",
         ids: Mapping[bytes, int] | None = None,
+        nfc: bool = False,
     ) -> None:
         self.ranks = dict(ranks)
         self.ids = self.ranks if ids is None or ids == self.ranks else dict(ids)
         self.pattern = pattern
         self.special_tokens = dict(special_tokens or {})
         self.name = name
+        self.nfc = nfc
         wrong = [i for part in (self.ranks, self.ids, self.special_tokens) for i in part.values() if not _is_id(i)]
         if wrong:
             raise ValueError(f"the id {wrong[0]!r} is not a whole number from 0 to {_MAX_ID:,}")
@@ -114,7 +119,7 @@ class BytePairTokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For other processes: the vocabulary, without what was remembered of texts."""
-        return BytePairTokenizer, (self.ranks, self.pattern, self.special_tokens, self.name, self.ids)
+        return BytePairTokenizer, (self.ranks, self.pattern, self.special_tokens, self.name, self.ids, self.nfc)
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -269,6 +274,8 @@ class BytePairTokenizer:
 
     def _encode_packed(self, texts: Sequence[str]) -> list[bytes]:
         """The ids of each text, all of it ordinary, side by side as uint32."""
+        if self.nfc:
+            texts = [unicodedata.normalize("NFC", text) for text in texts]
         try:
             packed = self._encoder.encode_many(texts)
         except UnicodeEncodeError:
@@ -429,6 +436,8 @@ class BytePairTokenizer:
             digest.update(b"id:%d:%d:%b" % (i, len(token), token))
         for text, i in sorted(self.special_tokens.items(), key=lambda item: item[1]):
             digest.update(b"special:%d:%b" % (i, text.encode("utf-8")))
+        if self.nfc:
+            digest.update(b"nfc")
         return digest.hexdigest()
 
     def __repr__(self) -> str:
@@ -460,7 +469,7 @@ class BytePairTokenizer:
         and of special tokens that begin one another, not always the longest is taken.
 
         Raises:
-            ValueError: it has several patterns, or ids that are not ranks, and tiktoken knows neither.
+            ValueError: it has several patterns, ids that are not ranks, or composes characters: tiktoken knows none.
         """
         import tiktoken
 
@@ -468,6 +477,8 @@ class BytePairTokenizer:
             raise ValueError(f"tiktoken cuts text with one pattern, and {self.name!r} has {len(self.pattern)}")
         if self.ids is not self.ranks:
             raise ValueError(f"tiktoken takes ranks for ids, and in {self.name!r} they differ")
+        if self.nfc:
+            raise ValueError(f"tiktoken takes text as it is, and {self.name!r} composes characters first (NFC)")
         return tiktoken.Encoding(
             self.name, pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.special_tokens
         )

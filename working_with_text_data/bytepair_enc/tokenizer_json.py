@@ -15,9 +15,10 @@ Others' files say more, and each thing is either done as they say or refused in 
     tokens that none makes      a token that does not come about alone never does. With `ignore_merges` (Llama 3) it is
                                 taken where it is a whole piece, as tiktoken does; without, it is only decoded
     several cuts in a row       Splits, Digits and GPT-2's own cut, each of the pieces of the one before (DeepSeek)
-    refused                     what changes the text before it is cut (a normalizer, a space put in front, white space
-                                that a special token takes along): decoding would not give the text back; chance
-                                (dropout); patterns that Hugging Face's engine reads otherwise than ours
+    composed characters         the normalizer NFC (Qwen, GPT-NeoX): the same text to a reader, in other code points
+    refused                     what else changes the text before it is cut (another normalizer, a space put in front,
+                                white space that a special token takes along): decoding would not give the text back;
+                                chance (dropout); patterns that Hugging Face's engine reads otherwise than ours
     not applied                 what comes after the ids of a text: templates that put special tokens around it,
                                 truncation, padding. `encode` gives the ids of the text alone, as `tokenizers` does with
                                 `add_special_tokens=False`. A special token that a text spells follows tiktoken's rules
@@ -126,7 +127,7 @@ def to_dict(tokenizer: BytePairTokenizer) -> dict[str, Any]:
         "truncation": None,
         "padding": None,
         "added_tokens": [{"id": i, "content": text, **flags} for text, i in special],
-        "normalizer": None,
+        "normalizer": {"type": "NFC"} if tokenizer.nfc else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, byte_level]},
         "post_processor": None,
         "decoder": {**byte_level, "use_regex": True},
@@ -168,7 +169,7 @@ def load(path: Path | str) -> BytePairTokenizer:
     content = read_json(path)
     try:
         ranks, ids, pattern, special = _parse(content)
-        return BytePairTokenizer(ranks, pattern, special, path.stem, ids)
+        return BytePairTokenizer(ranks, pattern, special, path.stem, ids, nfc=_composes(content))
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{path} is not a Hugging Face tokenizer.json ({type(error).__name__}: {error})") from None
     except ValueError as error:
@@ -183,11 +184,6 @@ def _parse(content: dict[str, Any]) -> tuple[dict[bytes, int], dict[bytes, int],
     for setting in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(setting):
             raise ValueError(f"its {setting} ({model[setting]!r}) is not understood: only byte-level BPE without it is")
-    for normalizer in _steps(content.get("normalizer"), "normalizers"):
-        raise ValueError(
-            f"its normalizer ({normalizer['type']}) changes the text, so ids would not give it back: take it out of "
-            "the file, and normalize texts beforehand"
-        )
     for token in added:
         for flag in ("lstrip", "rstrip", "single_word"):
             if token.get(flag):
@@ -233,6 +229,29 @@ def _steps(part: dict[str, Any] | None, inside: str) -> Iterator[dict[str, Any]]
             yield from _steps(step, inside)
     elif part:
         yield part
+
+
+def _composes(content: dict[str, Any]) -> bool:
+    """Whether text is written in the composed form (NFC) first.
+
+    Raises:
+        ValueError: something else is done to it; or a token is sought in what became of the text, where NFC could make
+            one or take a part of it: it cannot do either to spaces and line ends.
+    """
+    steps = list(_steps(content.get("normalizer"), "normalizers"))
+    for step in steps:
+        if step["type"] != "NFC":
+            raise ValueError(
+                f"its normalizer ({step['type']}) changes the text, so ids would not give it back: take it out of "
+                "the file, and normalize texts beforehand"
+            )
+    for token in content.get("added_tokens") or [] if steps else ():
+        if token.get("normalized") and token["content"].strip(" \t\r\n"):
+            raise ValueError(
+                f"its token {token['content']!r} is sought in text that is normalized already (normalized): set that "
+                "to false in the file"
+            )
+    return bool(steps)
 
 
 def _pattern_of(pre_tokenizer: dict[str, Any] | None) -> Pattern:
