@@ -18,6 +18,7 @@ ranks, and multiplied by the number of ranks, since what follows is an average.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -76,6 +77,9 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+            # That forgets the group, whose threads end only when nothing else holds it, and DDP's objects hold it in a
+            # circle. A thread with a tensor in its hand when the interpreter ends would abort the process.
+            gc.collect()
 
 
 def _backend(device: torch.device) -> str:

@@ -53,7 +53,7 @@ from gpt_model import GPT, load_model, load_tokenizer
 from gpt_model.pretrained import origin
 from pretraining.distributed import Ranks, add_up, join_ranks
 from pretraining.run_options import refuse_another_run
-from pretraining.training_loop import NextToken, TrainingLoop
+from pretraining.training_loop import Ending, NextToken, TrainingLoop
 from utils.devices import autocast
 from utils.errors import UserError, run_command
 from utils.files import write_json
@@ -354,15 +354,20 @@ def say_what_is_learned(task: InstructionTask) -> None:
     )
 
 
+def train(options: TrainInstruct, ranks: Ranks) -> Ending:
+    """The whole run."""
+    options.parts(ranks.size)
+    refuse_another_run(options)  # before the minutes that reading and encoding may take
+    task = InstructionTask(options, ranks)
+    tuning = Tuning(options, ranks, task)
+    if ranks.is_first:
+        say_what_is_learned(task)
+    return tuning.train()
+
+
 def main(options: TrainInstruct) -> None:
     with join_ranks(options.device) as ranks:
-        options.parts(ranks.size)
-        refuse_another_run(options)  # before the minutes that reading and encoding may take
-        task = InstructionTask(options, ranks)
-        tuning = Tuning(options, ranks, task)
-        if ranks.is_first:
-            say_what_is_learned(task)
-        ending = tuning.train()
+        ending = train(options, ranks)
     if ending == "finished" and ranks.is_first:
         command = f"python finetuning/instruction/ask.py --model {quoted(options.run / 'model')}"
         print(f'Next: {command} "What does `len` do?"')

@@ -97,6 +97,25 @@ def losses(run: Path) -> dict[int, tuple[float, ...]]:
     return kept
 
 
+AND_THEN_ITS_THREADS = """
+from pathlib import Path
+from pretraining.pretrain import PRESETS, Pretrain, main
+from utils.errors import run_command
+run_command(main, Pretrain, PRESETS)
+print("threads:", [comm.read_text().strip() for comm in Path("/proc/self/task").glob("*/comm")])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="there is no list of a process's threads")
+def test_no_thread_of_the_group_outlives_it(tokens, tmp_path):
+    script = tmp_path / "and_then.py"
+    script.write_text(AND_THEN_ITS_THREADS)
+    line = command(tokens, tmp_path / "run", "--steps", 3, ranks=2)
+    said = ended(started(script if part == str(ROOT / PRETRAIN) else part for part in line))
+    assert said.count("threads:") == 2
+    assert "gloo" not in said.split("threads:", 1)[1], said
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "galore-adamw", "galore-adafactor"])
 def test_killed_and_resumed_is_bit_for_bit_as_if_never_killed(tokens, tmp_path, optimizer, ranks):
