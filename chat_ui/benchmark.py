@@ -81,15 +81,20 @@ class ChatBenchmark:
         if not self.users or min(*self.users, self.prompt_tokens, self.new_tokens - 1, self.repeats, self.threads) < 1:
             raise UserError("--users, --prompt-tokens, --repeats and --threads are at least 1, --new-tokens at least 2")
 
-    def load(self) -> tuple[GPT, BytePairTokenizer, str]:
-        """The model, a tokenizer and what to call it."""
-        device = pick_device(self.device)
-        if self.shape:
-            torch.manual_seed(0)
-            model = GPT(SHAPES[self.shape]).to(device).eval()
-            return model, any_tokenizer(model.config.vocab_size), self.name or self.shape
-        folder = self.model or "runs/demo/instruct/model"
-        return load_model(folder, device), load_tokenizer(folder), self.name or "demo"
+    @property
+    def called(self) -> str:
+        """The model's name in the table."""
+        return self.name or self.shape or "demo"
+
+
+def load_or_make(model: str | None, shape: str | None, device: str) -> tuple[GPT, BytePairTokenizer]:
+    """The model of a folder or of the hub, or one of random weights in a shape; runs/demo/instruct/model for neither."""
+    if shape:
+        torch.manual_seed(0)
+        made = GPT(SHAPES[shape]).to(pick_device(device)).eval()
+        return made, any_tokenizer(made.config.vocab_size)
+    folder = model or "runs/demo/instruct/model"
+    return load_model(folder, pick_device(device)), load_tokenizer(folder)
 
 
 def any_tokenizer(n_vocab: int) -> BytePairTokenizer:
@@ -172,7 +177,7 @@ def check(engine: ChatEngine, prompts: Sequence[Prompt], n: int) -> None:
 def measure(options: ChatBenchmark) -> dict[str, Any]:
     """The contents of the JSON file."""
     torch.set_num_threads(options.threads)
-    model, tokenizer, name = options.load()
+    model, tokenizer = load_or_make(options.model, options.shape, options.device)
     needed, context = options.prompt_tokens + options.new_tokens, model.config.context_length
     if needed > context:
         raise UserError(f"{needed} tokens do not fit the model's context of {context}: ask for fewer")
@@ -186,7 +191,7 @@ def measure(options: ChatBenchmark) -> dict[str, Any]:
     return {
         **provenance(),
         "machine": describe_device(model.device, options.threads),
-        "name": name,
+        "name": options.called,
         "parameters": model.n_parameters,
         "prompt_tokens": options.prompt_tokens,
         "new_tokens": options.new_tokens,

@@ -23,9 +23,9 @@ PARTS = (
 """What of the repository goes along. Runs, environments and whatever else lies beside these stay at home."""
 
 # Dollars a second of one GPU, as pages and repositories quote modal.com/pricing, which was not read itself: T4, L4,
-# L40S, A100-80GB and H100 from a page of May 2026, the others from sources without a date. Processor cores (0.0000131
-# each) and memory (0.00000222 a GiB) come on top, storage on a Volume (0.09 a GiB and month), and what a choice of
-# region adds. Only an estimate: the dashboard's figures are what is billed.
+# L40S, A100-80GB and H100 from a page of May 2026, the others from sources without a date. Processor cores and memory
+# (0.00000222 a GiB) come on top, storage on a Volume (0.09 a GiB and month), and what a choice of region adds. Only an
+# estimate: the dashboard's figures are what is billed.
 PRICES_OF = "about May 2026, as others quote them"
 DOLLARS_A_SECOND = {
     "T4": 0.000164,
@@ -40,6 +40,7 @@ DOLLARS_A_SECOND = {
     "H200": 0.001261,
     "B200": 0.001736,
 }
+DOLLARS_A_CORE_SECOND = 0.0000131
 
 _settings: dict[str, str] = {}
 

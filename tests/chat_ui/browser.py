@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from utils.addresses import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30  # seconds for anything to appear, on a machine that is busy
@@ -28,13 +29,6 @@ def chromium() -> str:
     if os.environ.get("CI"):
         raise AssertionError("there is no Chromium, which .ci/run should have installed")
     pytest.skip("there is no Chromium: apt install chromium")
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 class RunningChat:

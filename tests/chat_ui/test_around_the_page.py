@@ -18,8 +18,9 @@ from chat_ui.accounts import Accounts, hash_password, session_secret
 from chat_ui.look_inside import candidates, draw_attention, draw_candidates
 from chat_ui.own_pages_only import OwnPagesOnly, from_own_page, without_links_elsewhere
 from gpt_model import Sampling, generate_tokens
-from tests.chat_ui.browser import ROOT, free_port
+from tests.chat_ui.browser import ROOT
 from tests.chat_ui.helpers import tiny_model, tokenizer
+from utils.addresses import free_port
 
 
 def run(*arguments, runs, stdin="", expect=0):

@@ -11,7 +11,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tests.chat_ui.browser import ROOT, free_port, resident_bytes, threads_named
+from tests.chat_ui.browser import ROOT, resident_bytes, threads_named
+from utils.addresses import free_port
 
 KEY = "a key that is long enough"
 

@@ -17,6 +17,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.deployment.modal_tools import deployed, image_commands, read_app, refused
+from utils.addresses import free_port
 from utils.errors import UserError
 
 PASSWORD = "correct-horse-battery-staple"
@@ -41,12 +42,6 @@ def app(tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     yield app
     shutil.rmtree(state)
-
-
-def free_port() -> int:
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return place.getsockname()[1]
 
 
 def new_key(folder: Path, name: str) -> Path:
