@@ -117,22 +117,27 @@ class Guard:
         if not length.isdigit() or int(length) > self.largest:
             await self._refuse(self._too_large(), scope, receive, send)
             return
-        parts = [message := await receive()]
-        while message.get("more_body", False) and self._size(parts) <= self.largest:
-            parts.append(message := await receive())
-        if self._size(parts) > self.largest:  # it did not say how long it would be
+        read = await self._read(receive)
+        if read is None:  # it did not say how long it would be
             await self._refuse(self._too_large(), scope, receive, send)
             return
-        waiting = iter(parts)
+        waiting = [read]
 
         async def again() -> Message:
-            return next(waiting, None) or await receive()
+            return waiting.pop() if waiting else await receive()
 
         await self.app(scope, again, send)
 
-    @staticmethod
-    def _size(parts: Iterable[Message]) -> int:
-        return sum(len(part.get("body", b"")) for part in parts)
+    async def _read(self, receive: Receive) -> Message | None:
+        """A body in one piece, however many it came in, or that its client has left; None if it is too large."""
+        body = bytearray()
+        while (message := await receive())["type"] == "http.request":
+            body += message.get("body", b"")
+            if len(body) > self.largest:
+                return None
+            if not message.get("more_body", False):
+                return {"type": "http.request", "body": bytes(body), "more_body": False}
+        return message
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"a request has at most {self.largest:,} bytes", "request_too_large")

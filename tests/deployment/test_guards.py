@@ -1,0 +1,66 @@
+"""What stands before the routes, without a server: a request as ASGI brings it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployment.guards import Guard, Keys, Metrics
+
+
+def asked(app: ASGIApp, pieces: Iterable[Message], metrics: Metrics | None = None, **headers: str) -> list[Message]:
+    """What is sent in answer to a request that comes in these pieces."""
+    sent: list[Message] = []
+    coming = iter(pieces)
+
+    async def receive() -> Message:
+        return next(coming, {"type": "http.disconnect"})
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    told = [(name.encode(), value.encode()) for name, value in {"host": "localhost", **headers}.items()]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": told}
+    guard = Guard(app, Keys(()), metrics or Metrics(), ["/v1/completions"], largest=100_000)
+    asyncio.run(guard(scope, receive, send))
+    return sent
+
+
+async def length(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with the number of pieces and bytes that it is given."""
+    pieces = [await receive()]
+    while pieces[-1].get("more_body", False):
+        pieces.append(await receive())
+    n = sum(len(piece.get("body", b"")) for piece in pieces)
+    await PlainTextResponse(f"{len(pieces)} {n} {pieces[-1]['type']}")(scope, receive, send)
+
+
+class Looked(dict[str, Any]):
+    """A message that counts how often somebody looks into it."""
+
+    n = 0
+
+    def get(self, key: str, default: Any = None) -> Any:
+        Looked.n += 1
+        return super().get(key, default)
+
+
+def test_a_body_in_many_pieces_is_not_looked_at_again_for_each_of_them():
+    """A thousand pieces would be a million looks, and a hundred thousand hold up everybody for minutes."""
+    pieces = [Looked(type="http.request", body=b"x", more_body=i < 999) for i in range(1000)]
+    assert asked(length, pieces)[1]["body"] == b"1 1000 http.request"
+    assert Looked.n <= 3000
+
+
+def test_who_leaves_in_the_middle_of_a_body_has_left():
+    assert b"http.disconnect" in asked(length, [{"type": "http.request", "body": b"x", "more_body": True}])[1]["body"]
+
+
+def test_of_a_body_that_has_no_end_no_more_is_read_than_may_be():
+    pieces = ({"type": "http.request", "body": b"x" * 1000, "more_body": True} for _ in range(10**9))
+    assert asked(length, pieces)[0]["status"] == 413
+    assert next(pieces)
