@@ -101,6 +101,9 @@ class Guard:
 
         try:
             await self._let_in(scope, headers, receive, told)
+        except Exception:
+            status = 500 if status == 499 else status  # what the client is told by who catches this
+            raise
         finally:
             path = scope["path"] if scope["path"] in self.paths else "other"
             took = time.perf_counter() - start

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -64,3 +65,16 @@ def test_of_a_body_that_has_no_end_no_more_is_read_than_may_be():
     pieces = ({"type": "http.request", "body": b"x" * 1000, "more_body": True} for _ in range(10**9))
     assert asked(length, pieces)[0]["status"] == 413
     assert next(pieces)
+
+
+async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+    """Something that goes wrong inside."""
+    raise RuntimeError("out of memory")
+
+
+def test_what_goes_wrong_inside_is_counted_as_that_and_not_as_a_client_that_left():
+    metrics = Metrics()
+    with pytest.raises(RuntimeError):
+        asked(broken, [{"type": "http.request"}], metrics)
+    counted = {"path": "/v1/completions", "status": "500"}
+    assert metrics.registry.get_sample_value("scratchbook_requests_total", counted) == 1
