@@ -13,6 +13,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterable
+from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
@@ -20,6 +21,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployment.openai_format import ApiError
+from utils.addresses import is_loopback
 
 LOG = logging.getLogger("scratchbook.api")
 _OPEN = {"/health"}  # what needs no key
@@ -112,6 +114,10 @@ class Guard:
             log(request=request_id, path=path, method=scope["method"], status=status, seconds=round(took, 4))
 
     async def _let_in(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+        if not self.keys and not is_loopback(_called(headers)):  # DNS rebinding
+            message = "without keys the server answers to the names of this machine alone, such as localhost"
+            await self._refuse(ApiError(403, message, "unknown_host"), scope, receive, send)
+            return
         if scope["path"] not in _OPEN and not self.keys.allow(headers.get("authorization")):
             error = ApiError(401, "a valid key is needed: Authorization: Bearer KEY", "invalid_api_key")
             await self._refuse(error, scope, receive, send)
@@ -148,6 +154,14 @@ class Guard:
     @staticmethod
     async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
         await JSONResponse(error.body(), error.status)(scope, receive, send)
+
+
+def _called(headers: Headers) -> str:
+    """By which name a request calls the server."""
+    try:
+        return urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def log(**figures: object) -> None:

@@ -13,7 +13,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deployment.guards import Guard, Keys, Metrics
 
 
-def asked(app: ASGIApp, pieces: Iterable[Message], metrics: Metrics | None = None, **headers: str) -> list[Message]:
+def asked(
+    app: ASGIApp,
+    pieces: Iterable[Message],
+    metrics: Metrics | None = None,
+    keys: Iterable[str] = (),
+    **headers: str,
+) -> list[Message]:
     """What is sent in answer to a request that comes in these pieces."""
     sent: list[Message] = []
     coming = iter(pieces)
@@ -26,7 +32,7 @@ def asked(app: ASGIApp, pieces: Iterable[Message], metrics: Metrics | None = Non
 
     told = [(name.encode(), value.encode()) for name, value in {"host": "localhost", **headers}.items()]
     scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": told}
-    guard = Guard(app, Keys(()), metrics or Metrics(), ["/v1/completions"], largest=100_000)
+    guard = Guard(app, Keys(keys), metrics or Metrics(), ["/v1/completions"], largest=100_000)
     asyncio.run(guard(scope, receive, send))
     return sent
 
@@ -78,3 +84,26 @@ def test_what_goes_wrong_inside_is_counted_as_that_and_not_as_a_client_that_left
         asked(broken, [{"type": "http.request"}], metrics)
     counted = {"path": "/v1/completions", "status": "500"}
     assert metrics.registry.get_sample_value("scratchbook_requests_total", counted) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("localhost:8001", 200),
+        ("127.0.0.1:8001", 200),
+        ("[::1]", 200),
+        ("[::1]:8001", 200),
+        ("evil.example:8001", 403),
+        ("localhost.evil.example", 403),
+        ("192.168.1.7:8001", 403),
+        ("[", 403),
+        ("", 403),
+    ],
+)
+def test_without_keys_it_answers_to_no_other_name_than_this_machines(host, status):
+    """The name of a stranger's page may be turned to 127.0.0.1 once a browser has it, whose scripts could then ask."""
+    body = [{"type": "http.request", "body": b"x"}]
+    assert asked(length, body, host=host)[0]["status"] == status
+    with_key = {"host": host, "authorization": "Bearer a-long-enough-key"}
+    assert asked(length, body, keys=["a-long-enough-key"], **with_key)[0]["status"] == 200
