@@ -265,7 +265,8 @@ def _refused(error: Exception, param: str) -> ApiError:
 
 
 def _event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+    """A server-sent event. It is ASCII, since some clients take U+2028 and the like for the end of a line."""
+    return f"data: {json.dumps(content)}\n\n"
 
 
 async def _collect(pieces: AsyncIterator[Piece]) -> tuple[str, list[Any]]:

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deployment.api import _event
 from finetuning.instruction.prompt_format import PromptFormat
 from gpt_model import Sampling, generate_tokens, load_model, load_tokenizer
 from tests.chat_ui.browser import ROOT
@@ -113,6 +114,13 @@ def test_a_stream_has_its_role_first_and_its_reason_last(client, api):
     assert len({piece.id for piece in pieces}) == 1
     raw = post(api, "/v1/chat/completions", chat(max_tokens=3, stream=True)).text
     assert raw.endswith("data: [DONE]\n\n") and "usage" not in raw
+
+
+def test_a_piece_of_a_stream_is_a_line_to_every_client():
+    """Python's `splitlines`, by which httpx and with it Hugging Face's client go, knows more ends of lines than "\\n"."""
+    content = {"text": "one\u2028line\u0085, and \x0b no other"}
+    line, empty = _event(content).splitlines()
+    assert json.loads(line.removeprefix("data: ")) == content and not empty
 
 
 def test_a_completion_of_a_text_and_of_ids(client, folders):
