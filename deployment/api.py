@@ -40,7 +40,7 @@ from deployment.openai_format import ApiError, ChatRequest, CompletionRequest, R
 from finetuning.instruction.prompt_format import PromptFormat
 from gpt_model import load_model, load_tokenizer
 from gpt_model.pretrained import find_folder
-from utils.addresses import is_loopback
+from utils.addresses import is_loopback, require_free
 from utils.devices import pick_device
 from utils.errors import UserError, run_command
 
@@ -333,8 +333,10 @@ class Serve:
             raise UserError("--model needs a model folder or a name on the hub")
         if self.name and len(self.name) != len(self.model):
             raise UserError(f"--name gives {len(self.name)} names for {len(self.model)} models")
-        if not 0 <= self.port < 65536 or self.max_waiting < 0 or (self.rows is not None and self.rows < 1):
-            raise UserError("--port is from 0 to 65535, --max-waiting at least 0, --rows at least 1")
+        if not 1 <= self.port < 65536 or self.max_waiting < 0 or (self.rows is not None and self.rows < 1):
+            raise UserError("--port is from 1 to 65535, --max-waiting at least 0, --rows at least 1")
+        if min(self.max_tokens, self.max_body_bytes) < 1 or self.shutdown_seconds < 0:
+            raise UserError("--max-tokens and --max-body-bytes are at least 1, --shutdown-seconds at least 0")
 
 
 def load_engines(options: Serve) -> dict[str, ChatEngine]:
@@ -375,10 +377,12 @@ def main(options: Serve) -> None:
         raise UserError(
             f"--host {options.host} can be reached from other machines, and there is no key: set SCRATCHBOOK_API_KEYS"
         )
+    require_free(options.host, options.port)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     engines = load_engines(options)
+    host = f"[{options.host}]" if ":" in options.host else options.host
     app = create_app(engines, keys, Limits(options.max_tokens, options.max_body_bytes), options.log_text)
-    print(f"Serving {', '.join(engines)} at http://{options.host}:{options.port}/v1", flush=True)
+    print(f"Serving {', '.join(engines)} at http://{host}:{options.port}/v1", flush=True)
     print(f"Keys: {len(keys) or 'none, for this machine alone'}. Ctrl-C ends it.", flush=True)
     uvicorn.run(
         app,

@@ -399,8 +399,11 @@ def test_a_slow_reader_keeps_nobody_waiting(api, client):
         (["--model", "nowhere/model"], {}, "nowhere/model"),
         (["--model", "FOLDER", "FOLDER"], {}, "tell them apart by --name"),
         (["--model", "FOLDER", "--name", "a", "b"], {}, "2 names for 1 models"),
-        (["--port", "99999"], {}, "--port is from 0 to 65535"),
-        (["--model", "FOLDER", "--max-tokens", "0"], {}, "limits must be at least 1"),
+        (["--port", "99999"], {}, "--port is from 1 to 65535"),
+        (["--port", "0"], {}, "--port is from 1 to 65535"),
+        (["--model", "FOLDER", "--max-tokens", "0"], {}, "--max-tokens and --max-body-bytes are at least 1"),
+        (["--model", "FOLDER", "--shutdown-seconds", "-1"], {}, "--shutdown-seconds at least 0"),
+        (["--host", "203.0.113.1"], {"SCRATCHBOOK_API_KEYS": KEY}, "cannot listen at 203.0.113.1, port 8001"),
     ],
 )
 def test_mistakes_at_the_start_are_a_line(folders, flags, environment, message):
@@ -415,6 +418,12 @@ def test_mistakes_at_the_start_are_a_line(folders, flags, environment, message):
         timeout=90,
     )
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_loaded(api, run):
+    done = run("deployment/api.py", "--model", "nowhere/model", "--port", api.port, SCRATCHBOOK_API_KEYS="")
+    assert done.returncode == 2 and f"cannot listen at 127.0.0.1, port {api.port}" in done.stderr
+    assert "Serving" not in done.stdout and len(done.stderr.splitlines()) == 1
 
 
 def test_another_client_that_people_use(api, monkeypatch):
