@@ -391,7 +391,7 @@ def main(options: Serve) -> None:
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=options.shutdown_seconds,
-        limit_concurrency=4 * (options.max_waiting + 32),
+        limit_concurrency=4 * (32 + sum(engine.n_rows + options.max_waiting for engine in engines.values())),
     )
 
 

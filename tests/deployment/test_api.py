@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -363,6 +364,14 @@ def test_more_than_may_wait_are_told_to_come_back(folders, tmp_path):
         for status, retry, text in answers:
             if status == 429:
                 assert retry == "1" and json.loads(text)["error"]["type"] == "rate_limit_error"
+
+
+def test_there_are_connections_for_as_many_as_may_be_answered(folders, tmp_path):
+    flags = ["--rows", "100", "--max-waiting", "0"]
+    with serving(folders, tmp_path / "log", *flags) as api, contextlib.ExitStack() as stack:
+        for _ in range(200):  # 100 for each of two models
+            stack.enter_context(socket.create_connection(("127.0.0.1", api.port)))
+        assert httpx.get(f"{api.url}/health").status_code == 200
 
 
 def test_it_ends_in_order_and_lets_answers_finish(folders, tmp_path):
