@@ -361,13 +361,15 @@ def keys_from_environment() -> list[str]:
     """Those in `SCRATCHBOOK_API_KEYS`, separated by commas.
 
     Raises:
-        UserError: one is too short to keep anybody out.
+        UserError: one is too short to keep anybody out, or no client could send it.
     """
     keys = [key.strip() for key in os.environ.get("SCRATCHBOOK_API_KEYS", "").split(",") if key.strip()]
     if any(len(key) < 16 for key in keys):
         raise UserError(
             "a key in SCRATCHBOOK_API_KEYS has less than 16 characters: make one with `openssl rand -hex 24`"
         )
+    if not all(key.isascii() and key.isprintable() for key in keys):
+        raise UserError("a key in SCRATCHBOOK_API_KEYS has characters that no header carries: use letters and digits")
     return keys
 
 

@@ -405,6 +405,8 @@ def test_a_slow_reader_keeps_nobody_waiting(api, client):
     [
         (["--host", "0.0.0.0"], {}, "there is no key: set SCRATCHBOOK_API_KEYS"),
         ([], {"SCRATCHBOOK_API_KEYS": "short"}, "less than 16 characters"),
+        ([], {"SCRATCHBOOK_API_KEYS": "ü" * 20}, "characters that no header carries"),
+        ([], {"SCRATCHBOOK_API_KEYS": "one key in a line\nand another one"}, "characters that no header carries"),
         (["--model", "nowhere/model"], {}, "nowhere/model"),
         (["--model", "FOLDER", "FOLDER"], {}, "tell them apart by --name"),
         (["--model", "FOLDER", "--name", "a", "b"], {}, "2 names for 1 models"),
