@@ -111,6 +111,10 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return JSONResponse(ApiError(400, "the body is no JSON").body(), 400)
+    kind = request.headers.get("content-type", "")
+    if first["loc"] == ("body",) and "json" not in kind:  # as curl sends it unless it is told
+        told = ApiError(415, f"Content-Type is {kind!r}: it must be application/json", "unsupported_content_type")
+        return JSONResponse(told.body(), 415)
     where = ".".join(str(part) for part in first["loc"] if part != "body") or None
     wrong = ApiError(400, f"{where or 'the body'}: {first['msg']}", param=where)
     return JSONResponse(wrong.body(), 400)

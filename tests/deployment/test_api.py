@@ -118,7 +118,7 @@ def test_a_stream_has_its_role_first_and_its_reason_last(client, api):
 
 
 def test_a_piece_of_a_stream_is_a_line_to_every_client():
-    """Python's `splitlines`, by which httpx and with it Hugging Face's client go, knows more ends of lines than "\\n"."""
+    """Python's `splitlines`, by which httpx and with it Hugging Face's client go, has many ends of lines."""
     content = {"text": "one\u2028line\u0085, and \x0b no other"}
     line, empty = _event(content).splitlines()
     assert json.loads(line.removeprefix("data: ")) == content and not empty
@@ -220,6 +220,14 @@ def test_what_cannot_be_is_an_error_before_a_stream_begins(api, body, status, co
 
 def test_a_clear_word_for_what_is_no_json(api):
     assert "no JSON" in post(api, "/v1/chat/completions", b"{").json()["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_that_does_not_say_that_it_is_json_is_told_what_to_say(api, kind):
+    """A page of a stranger's may send these, and no others, to a server that has not allowed it."""
+    headers = {"Authorization": f"Bearer {KEY}"} | ({"Content-Type": kind} if kind else {})
+    answer = httpx.post(f"{api.url}/v1/chat/completions", content=json.dumps(chat()).encode(), headers=headers)
+    assert answer.status_code == 415 and "application/json" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
