@@ -58,10 +58,10 @@ class Sampling:
     def __post_init__(self) -> None:
         checks = {
             "temperature": (self.temperature == 0 or 0.001 <= self.temperature < math.inf, "0 or at least 0.001"),
-            "top_k": (self.top_k >= 0, "at least 0 (0 for no limit)"),
+            "top_k": (0 <= self.top_k < 2**63, "from 0 (for no limit) to 2**63 - 1"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
-            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0 (1 for none)"),
+            "repetition_penalty": (0.001 <= self.repetition_penalty <= 1000, "from 0.001 to 1000 (1 for none)"),
             "frequency_penalty": (math.isfinite(self.frequency_penalty), "finite (0 for none)"),
             "presence_penalty": (math.isfinite(self.presence_penalty), "finite (0 for none)"),
             "seed": (self.seed is None or 0 <= self.seed < 2**63, "from 0 to 2**63 - 1"),

@@ -239,6 +239,8 @@ def test_a_body_that_does_not_say_that_it_is_json_is_told_what_to_say(api, kind)
         ({"prompt": "a", "echo": True}, "echo"),
         ({"prompt": {"a": 1}}, "prompt.str"),
         ({"prompt": list(range(100)) * 3}, "prompt"),
+        ({"prompt": "a", "top_k": 2**63}, "top_k"),
+        ({"prompt": "a", "repetition_penalty": 1e-40}, "repetition_penalty"),
     ],
 )
 def test_prompts_that_cannot_be(api, body, param):
