@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import random
 import statistics
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -43,7 +44,7 @@ from utils.addresses import free_port
 from utils.context_report import where
 from utils.device_benchmarking import describe_device
 from utils.devices import pick_device
-from utils.errors import UserError, run_command
+from utils.errors import EXIT_USER_ERROR, UserError, one_line, run_command
 from utils.files import require_writable, write_json
 from utils.readme_tables import markdown_table, read_results, require_markers, write_block
 from utils.tracking import provenance
@@ -94,6 +95,8 @@ class ServedBenchmark:
             raise UserError("--model, --shape and --url are three ways to say which model: give one")
         if (self.url or self.model) and not self.name:
             raise UserError("give --name, too: it names the JSON file and the rows of the table")
+        if self.name and Path(self.name).name != self.name:
+            raise UserError(f"--name {self.name} cannot name a file: give one without a slash")
         if self.url and self.dollars_an_hour is None:
             raise UserError("what a server elsewhere costs is not known here: give --dollars-an-hour, too")
         if self.served and not self.url:
@@ -231,7 +234,7 @@ def summary(asked: Sequence[Asked], seconds: float) -> dict[str, float]:
     tokens_per_second = sum(one.tokens_before(seconds) for one in asked) / seconds
     return {
         "tokens_per_second": tokens_per_second,
-        "answers_per_second": tokens_per_second / statistics.mean(one.new for one in asked),
+        "answers_per_second": tokens_per_second / (statistics.mean(one.new for one in asked) or 1),
         "first_median": statistics.median(waits),
         "first_95": quantile(waits, 0.95),
         "token_median": statistics.median(between) if between else 0.0,
@@ -248,7 +251,11 @@ def dollars_a_million(dollars_an_hour: float, tokens_per_second: float) -> float
 def serve(options: ServedBenchmark, port: int) -> None:
     """The server, in a process of its own."""
     torch.set_num_threads(options.threads)
-    model, tokenizer = load_or_make(options.model, options.shape, options.device)
+    try:
+        model, tokenizer = load_or_make(options.model, options.shape, options.device)
+    except (UserError, ValueError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
     engine = ChatEngine(model, tokenizer, None, "served", n_rows=max(options.clients), max_waiting=10_000)
     engine.stop_ids = frozenset()  # an answer has the length that was asked for
     uvicorn.run(create_app({"served": engine}), host="127.0.0.1", port=port, log_level="warning", access_log=False)
@@ -292,6 +299,24 @@ async def _until_it_answers(http: httpx.AsyncClient, process: Any) -> None:
     raise UserError("the server did not start: what it said stands above")
 
 
+async def contexts_of(http: httpx.AsyncClient) -> dict[str, int]:
+    """The models that a server has, and the length of each one's context.
+
+    Raises:
+        UserError: it is no such server, or wants a key.
+    """
+    answer = await http.get("/v1/models")
+    if answer.status_code == 401:
+        raise UserError(f"{http.base_url} wants a key: set SCRATCHBOOK_API_KEY to one of its own")
+    try:
+        contexts = {one["id"]: one["context_length"] for one in answer.raise_for_status().json()["data"]}
+    except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
+        contexts = {}
+    if not contexts:
+        raise UserError(f"{http.base_url} answers {answer.status_code} at /v1/models, and lists no model as api.py does")
+    return contexts
+
+
 async def written_by(http: httpx.AsyncClient) -> float:
     """Tokens that the server says it has written."""
     told = (await http.get("/metrics")).raise_for_status().text
@@ -305,11 +330,11 @@ async def written_by(http: httpx.AsyncClient) -> float:
 async def measure(options: ServedBenchmark) -> dict[str, Any]:
     """The contents of the JSON file."""
     async with running_server(options) as http:
-        models = (await http.get("/v1/models")).raise_for_status().json()["data"]
-        served = options.served or models[0]["id"]
-        context = next((one["context_length"] for one in models if one["id"] == served), None)
+        contexts = await contexts_of(http)
+        served = options.served or next(iter(contexts))
+        context = contexts.get(served)
         if context is None:
-            raise UserError(f"there is no model {served!r}: there is {', '.join(one['id'] for one in models)}")
+            raise UserError(f"there is no model {served!r}: there is {', '.join(contexts)}")
         if options.prompt_tokens + 3 * options.new_tokens // 2 > context:
             raise UserError(f"questions and answers do not fit the model's context of {context}: make them shorter")
         seeds = iter(range(10**9))
@@ -320,8 +345,10 @@ async def measure(options: ServedBenchmark) -> dict[str, Any]:
         await closed_load(new_client(), max(options.clients), 0.01)  # a server that has just started is slow
         closed, opened = [], []
         for clients in options.clients:
-            before = await written_by(http)
+            before = 0 if options.url else await written_by(http)
             asked = await closed_load(new_client(), clients, options.seconds)
+            if not any(one.tokens_before(options.seconds) for one in asked):
+                raise UserError(f"not a token has come in {options.seconds:g} seconds: give more --seconds")
             if not options.url and (written := await written_by(http) - before) != sum(one.new for one in asked):
                 raise UserError(f"the server counts {written:.0f} tokens, the clients {sum(one.new for one in asked)}")
             closed.append({"clients": clients} | summary(asked, options.seconds) | {"asked": rounded(asked)})
@@ -417,8 +444,9 @@ def main(options: ServedBenchmark) -> None:
         require_writable(options.out)
         try:
             result = asyncio.run(measure(options))
-        except httpx.HTTPError as error:
-            raise UserError(f"{options.url}: {error or type(error).__name__}") from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            server = options.url or "the server that was started here"
+            raise UserError(f"{server}: {error or type(error).__name__}") from None
         write_json(options.out / f"{result['name']}.json", result)
         print(f"Wrote {options.out / result['name']}.json")
     made = report(read_results(options.out))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from deployment.benchmark import (
     Client,
     ServedBenchmark,
     closed_load,
+    contexts_of,
     dollars_a_million,
     main,
     open_load,
@@ -151,7 +153,9 @@ def test_the_real_server_is_measured_and_both_sides_count_the_same(tmp_path):
         assert all(one["due"] <= one["first"] <= one["last"] and one["prompt"] == 5 for one in row["asked"])
         assert all(3 <= one["new"] <= 9 for one in row["asked"])
         assert row == row | summary([Asked(**one) for one in row["asked"]], 0.5) | {
-            name: pytest.approx(row[name], rel=0.05, abs=2e-3) for name in row if name.endswith(("median", "95", "second"))
+            name: pytest.approx(row[name], rel=0.05, abs=2e-3)
+            for name in row
+            if name.endswith(("median", "95", "second"))
         }
     assert "tiny: 5 tokens each and an answer of 6 on average" in readme.read_text()
 
@@ -168,6 +172,7 @@ def test_the_real_server_is_measured_and_both_sides_count_the_same(tmp_path):
         ({"seconds": 0}, "--seconds"),
         ({"shares": (1.0,)}, "the queue has no end"),
         ({"dollars_an_hour": -1.0}, "--dollars-an-hour must be above 0"),
+        ({"name": "results/mine"}, "without a slash"),
     ],
 )
 def test_flags_that_cannot_be(flags, message):
@@ -175,11 +180,45 @@ def test_flags_that_cannot_be(flags, message):
         ServedBenchmark(**flags)
 
 
-def test_a_server_that_is_not_there_is_said_in_a_line(tmp_path):
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "127.0.0.1:9", "http://["])
+def test_a_server_that_is_not_there_is_said_in_a_line(url, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("<!-- served:begin -->\n<!-- served:end -->\n")
-    options = ServedBenchmark(
-        url="http://127.0.0.1:9", name="nowhere", dollars_an_hour=1.0, out=tmp_path, readme=readme
-    )
-    with pytest.raises(UserError, match="http://127.0.0.1:9: "):
+    options = ServedBenchmark(url=url, name="nowhere", dollars_an_hour=1.0, out=tmp_path, readme=readme)
+    with pytest.raises(UserError, match=f"{re.escape(url)}: "):
         main(options)
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "message"),
+    [
+        (401, "{}", "set SCRATCHBOOK_API_KEY"),
+        (404, "nothing here", "answers 404 at /v1/models"),
+        (200, "<html>", "lists no model"),
+        (200, "[]", "lists no model"),
+        (200, '{"data": []}', "lists no model"),
+        (200, '{"data": [{"id": "of another program"}]}', "lists no model"),
+    ],
+)
+def test_what_is_no_such_server_is_said_in_a_line(status, text, message):
+    async def ask():
+        async with httpx.AsyncClient(transport=Broken(status, text), base_url="http://elsewhere") as http:
+            await contexts_of(http)
+
+    with pytest.raises(UserError, match=message):
+        asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [({"device": "tpu"}, "the server did not start"), ({"seconds": 1e-9}, "give more --seconds")],
+)
+def test_a_server_that_does_not_start_and_one_that_has_no_time_are_said_in_a_line(flags, message, tmp_path, capfd):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- served:begin -->\n<!-- served:end -->\n")
+    folder = model_folder(tmp_path / "model", layout=None)
+    tiny = {"clients": (1,), "prompt_tokens": 5, "new_tokens": 6, "threads": 1, "device": "cpu"}
+    options = ServedBenchmark(model=str(folder), name="tiny", out=tmp_path, readme=readme, **tiny | flags)
+    with pytest.raises(UserError, match=message):
+        main(options)
+    assert "Traceback" not in capfd.readouterr().err
