@@ -39,7 +39,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from chat_ui.benchmark import load_or_make
 from chat_ui.chat_engine import ChatEngine
 from deployment.api import create_app
-from deployment.modal_common import DOLLARS_A_CORE_SECOND, PRICES_OF
+from deployment.modal_common import DOLLARS_A_CORE_SECOND, PRICES_OF, proxy_token
 from utils.addresses import free_port
 from utils.context_report import where
 from utils.device_benchmarking import describe_device
@@ -62,7 +62,8 @@ class ServedBenchmark:
     shape: Literal["gpt2-124m"] | None = None
     """A model of random weights in place of a folder."""
     url: str | None = None
-    """A server that runs already, in place of one that is started here; its key is SCRATCHBOOK_API_KEY's value."""
+    """A server that runs already, in place of one that is started here; its key is SCRATCHBOOK_API_KEY's value, and one
+    on Modal has its proxy's token from MODAL_PROXY_KEY and MODAL_PROXY_SECRET."""
     served: str | None = None
     """What that server calls the model; the first of its list if not given."""
     name: str | None = None
@@ -267,7 +268,7 @@ async def running_server(options: ServedBenchmark) -> AsyncIterator[httpx.AsyncC
     timeout, limits = httpx.Timeout(PATIENCE), httpx.Limits(max_connections=None)
     if options.url:
         key = os.environ.get("SCRATCHBOOK_API_KEY")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = proxy_token() | ({"Authorization": f"Bearer {key}"} if key else {})
         base = options.url.rstrip("/").removesuffix("/v1")
         async with httpx.AsyncClient(base_url=base, headers=headers, timeout=timeout, limits=limits) as http:
             yield http
@@ -307,13 +308,14 @@ async def contexts_of(http: httpx.AsyncClient) -> dict[str, int]:
     """
     answer = await http.get("/v1/models")
     if answer.status_code == 401:
-        raise UserError(f"{http.base_url} wants a key: set SCRATCHBOOK_API_KEY to one of its own")
+        names = "SCRATCHBOOK_API_KEY, and for Modal's door MODAL_PROXY_KEY and MODAL_PROXY_SECRET"
+        raise UserError(f"{http.base_url} wants a key: set {names}")
     try:
         contexts = {one["id"]: one["context_length"] for one in answer.raise_for_status().json()["data"]}
     except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
         contexts = {}
     if not contexts:
-        raise UserError(f"{http.base_url} answers {answer.status_code} at /v1/models, and lists no model as api.py does")
+        raise UserError(f"{http.base_url} answers {answer.status_code} at /v1/models, and lists no model as ours does")
     return contexts
 
 

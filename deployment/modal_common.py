@@ -86,6 +86,13 @@ def dollars_an_hour(gpu: str | None, machines: int = 1) -> float:
     return 3600 * machines * gpus_of(gpu) * DOLLARS_A_SECOND[gpu.partition(":")[0]] if gpu else 0.0
 
 
+def proxy_token() -> dict[str, str]:
+    """The headers that open Modal's own door, of a token in the environment; none where there is no whole one."""
+    names = {"Modal-Key": "MODAL_PROXY_KEY", "Modal-Secret": "MODAL_PROXY_SECRET"}
+    token = {header: os.environ.get(name, "") for header, name in names.items()}
+    return token if all(token.values()) else {}
+
+
 def settings() -> dict[str, str | None]:
     """The settings that have been read so far, for a container's environment."""
     return dict(_settings)

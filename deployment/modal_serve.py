@@ -21,7 +21,16 @@ import httpx
 import modal
 from openai import OpenAI
 
-from deployment.modal_common import gpu_setting, python_image, refuse, setting, settings, whole, with_repository
+from deployment.modal_common import (
+    gpu_setting,
+    proxy_token,
+    python_image,
+    refuse,
+    setting,
+    settings,
+    whole,
+    with_repository,
+)
 
 APP = setting("SCRATCHBOOK_APP", "scratchbook-serve")
 GPU = gpu_setting("L4")
@@ -116,14 +125,11 @@ def main(url: str = "") -> None:
 
     SCRATCHBOOK_API_KEY is a key that the Secret holds; MODAL_PROXY_KEY and MODAL_PROXY_SECRET open Modal's own door.
     """
-    key, proxy = os.environ.get("SCRATCHBOOK_API_KEY", ""), {}
+    key, proxy = os.environ.get("SCRATCHBOOK_API_KEY", ""), proxy_token() if PROXY_AUTH == "on" else {}
     if not key:
         refuse("set SCRATCHBOOK_API_KEY to a key that the Secret holds")
-    if PROXY_AUTH == "on":
-        token = {"Modal-Key": "MODAL_PROXY_KEY", "Modal-Secret": "MODAL_PROXY_SECRET"}
-        proxy = {header: os.environ.get(name, "") for header, name in token.items()}
-        if not all(proxy.values()):
-            refuse("set MODAL_PROXY_KEY and MODAL_PROXY_SECRET: a proxy auth token, from modal.com/settings")
+    if PROXY_AUTH == "on" and not proxy:
+        refuse("set MODAL_PROXY_KEY and MODAL_PROXY_SECRET: a proxy auth token, from modal.com/settings")
     where = url.rstrip("/") or str(Api().web.get_web_url())
     print(f"Asking {where}")
     print(f"It answers: {smoke_test(where, key, proxy)!r}")

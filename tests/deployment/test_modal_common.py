@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from deployment.modal_common import DOLLARS_A_SECOND, PARTS, dollars_an_hour, gpus_of
+from deployment.modal_common import DOLLARS_A_SECOND, PARTS, dollars_an_hour, gpus_of, proxy_token
 from tests.conftest import ROOT
 
 
@@ -51,3 +51,11 @@ def test_an_app_is_read_in_a_container_with_the_settings_of_its_deployment(conta
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["A10", str(container)]
+
+
+def test_a_token_for_modals_door_is_whole_or_none(monkeypatch):
+    monkeypatch.delenv("MODAL_PROXY_SECRET", raising=False)
+    monkeypatch.setenv("MODAL_PROXY_KEY", "wk-1")
+    assert proxy_token() == {}
+    monkeypatch.setenv("MODAL_PROXY_SECRET", "ws-1")
+    assert proxy_token() == {"Modal-Key": "wk-1", "Modal-Secret": "ws-1"}

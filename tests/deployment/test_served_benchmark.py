@@ -20,6 +20,7 @@ from deployment.benchmark import (
     main,
     open_load,
     quantile,
+    running_server,
     summary,
 )
 from tests.chat_ui.helpers import model_folder
@@ -222,3 +223,15 @@ def test_a_server_that_does_not_start_and_one_that_has_no_time_are_said_in_a_lin
     with pytest.raises(UserError, match=message):
         main(options)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_server_on_modal_is_sent_its_key_and_the_token_of_modals_door(monkeypatch):
+    for name, value in {"MODAL_PROXY_KEY": "wk-1", "MODAL_PROXY_SECRET": "ws-1", "SCRATCHBOOK_API_KEY": "k"}.items():
+        monkeypatch.setenv(name, value)
+
+    async def headers():
+        async with running_server(ServedBenchmark(url="http://there", name="L4", dollars_an_hour=0.8)) as http:
+            return http.headers
+
+    sent = asyncio.run(headers())
+    assert (sent["modal-key"], sent["modal-secret"], sent["authorization"]) == ("wk-1", "ws-1", "Bearer k")
