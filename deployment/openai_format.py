@@ -1,7 +1,7 @@
 """What OpenAI's clients send, and what they expect back: requests, answers, pieces of a stream, errors.
 
 Fields that a client sends and that mean nothing here are passed over, as OpenAI's server does; those that would change
-the answer and cannot be served (`n` above 1, pictures, tools) are refused.
+the answer and cannot be served (`n` above 1, pictures, tools, a format of the answer) are refused.
 """
 
 from __future__ import annotations
@@ -111,6 +111,13 @@ class _Request(_Lenient):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    # what cannot be served: see `require_servable`
+    best_of: Any = None
+    tools: Any = None
+    functions: Any = None
+    response_format: Any = None
+    logit_bias: Any = None
+    suffix: Any = None
 
     def sampling(self) -> Sampling:
         """How tokens are drawn; OpenAI's defaults where nothing is said.
@@ -132,10 +139,14 @@ class _Request(_Lenient):
         except ValueError as error:
             raise ApiError(400, str(error), param=str(error).split()[0]) from None
 
-    def require_one(self) -> None:
-        """Raises ApiError where several answers are wanted."""
-        if self.n not in (None, 1):
-            raise ApiError(400, "n must be 1: one answer is written for each request", param="n")
+    def require_servable(self) -> None:
+        """Raises ApiError where several answers are wanted, or something that would make the answer another one."""
+        for name in ("n", "best_of"):
+            if getattr(self, name) not in (None, 1):
+                raise ApiError(400, f"{name} must be 1: one answer is written for each request", param=name)
+        for name in ("tools", "functions", "response_format", "logit_bias", "suffix"):
+            if getattr(self, name) not in (None, "", [], {}, {"type": "text"}):
+                raise ApiError(400, f"{name} cannot be served: leave it out", param=name)
 
 
 class ChatRequest(_Request):
@@ -156,7 +167,7 @@ class ChatRequest(_Request):
 
     def wish(self, most: int) -> Wish:
         """How the answer should be written, of `most` tokens at most."""
-        self.require_one()
+        self.require_servable()
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
         wanted = self.max_completion_tokens or self.max_tokens or most
@@ -194,7 +205,7 @@ class CompletionRequest(_Request):
 
     def wish(self, most: int) -> Wish:
         """How the answer should be written, of `most` tokens at most; 16 if nothing is said, as at OpenAI."""
-        self.require_one()
+        self.require_servable()
         return Wish(min(self.max_tokens or 16, most), self.sampling(), tuple(self.stop or ()), self.logprobs)
 
 

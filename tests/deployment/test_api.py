@@ -148,7 +148,8 @@ def test_content_in_parts_system_messages_and_fields_that_are_not_known(client, 
         temperature=0,
         max_tokens=8,
         user="me",
-        extra_body={"whatever": 1, "top_k": 5},
+        response_format={"type": "text"},
+        extra_body={"whatever": 1, "top_k": 5, "tools": [], "logit_bias": {}},
     )
     same = [{"role": "system", "content": "Be brief.\n\nBe kind."}, MESSAGES[0]]
     ids = prompt_ids(folders["taught"], same)
@@ -206,6 +207,9 @@ def test_models_are_listed(client):
         (chat(top_logprobs=3), 400, None, "top_logprobs"),
         (chat(stream="yes"), 400, None, "stream"),
         (chat(model="base"), 400, None, "messages"),
+        (chat(tools=[{"type": "function", "function": {"name": "f"}}]), 400, None, "tools"),
+        (chat(response_format={"type": "json_object"}), 400, None, "response_format"),
+        (chat(logit_bias={"5": 100}), 400, None, "logit_bias"),
     ],
 )
 def test_what_cannot_be_is_an_error_before_a_stream_begins(api, body, status, code, param):
@@ -237,6 +241,8 @@ def test_a_body_that_does_not_say_that_it_is_json_is_told_what_to_say(api, kind)
         ({"prompt": []}, "prompt"),
         ({"prompt": [10**6]}, "prompt"),
         ({"prompt": "a", "echo": True}, "echo"),
+        ({"prompt": "a", "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "best_of": 2}, "best_of"),
         ({"prompt": {"a": 1}}, "prompt.str"),
         ({"prompt": list(range(100)) * 3}, "prompt"),
         ({"prompt": "a", "top_k": 2**63}, "top_k"),
