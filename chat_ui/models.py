@@ -69,7 +69,7 @@ def choices(runs: Path) -> list[Choice]:
 def shown_name(folder: Path, runs: Path) -> str:
     """A model folder's path below runs/ without a last "model"; a published model's own name."""
     parts = folder.relative_to(runs).parts if folder.is_relative_to(runs) else folder.parts
-    return "/".join(parts[:-1] if parts[-1] == "model" and len(parts) > 1 else parts)
+    return Path(*(parts[:-1] if parts[-1:] == ("model",) and len(parts) > 1 else parts)).as_posix()
 
 
 def _possible_names(folder: Path, runs: Path) -> Iterator[str]:

@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
 from chat_ui.chat_engine import ChatEngine
-from chat_ui.models import Models, choices
+from chat_ui.models import Models, choices, shown_name
 from chat_ui.starters import starters
 from tests.chat_ui.helpers import model_folder
 from utils.errors import UserError
@@ -95,6 +96,23 @@ def test_no_two_models_have_one_name(tmp_path):
     assert found["gpt2"] == "gpt2" and found["gpt2/model"] == str(folders[0])
     assert found["one"] == str(folders[2]) and found["one/model"] == str(folders[3])
     assert set(map(str, folders)) <= set(found.values()) and len(found) == len(choices(tmp_path)) == 8
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("runs/demo/instruct/model", "demo/instruct"),
+        ("elsewhere/model", "elsewhere"),
+        ("model", "model"),
+        ("gpt2", "gpt2"),
+        ("/models/demo/instruct/model", "/models/demo/instruct"),
+        ("/model", "/"),
+        (".", "."),
+        ("runs", "."),
+    ],
+)
+def test_what_a_folder_is_called(folder, name):
+    assert shown_name(Path(folder), Path("runs")) == name
 
 
 def test_a_model_that_was_trained_anew_is_loaded_anew_and_one_that_is_gone_stays(tmp_path):
