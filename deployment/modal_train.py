@@ -120,8 +120,9 @@ def check(arguments: Sequence[str], machines: int = 1) -> None:
         refuse(f"{script} is no script of this repository: give its path, such as pretraining/pretrain.py")
     for name in ("--run", "--out"):
         where = value_of(flags, name)
-        if where is not None and (PurePosixPath(where).parts[:1] != ("runs",) or ".." in PurePosixPath(where).parts):
-            refuse(f"{name} {where} would be lost with the machine: give a folder below runs/, which is the Volume")
+        parts = PurePosixPath(where or "").parts
+        if where is not None and (parts[:1] != ("runs",) or len(parts) < 2 or ".." in parts):
+            refuse(f"{name} {where} is no folder below runs/, the Volume: it would be lost with the machine")
     if script not in TRAINS:
         return
     if not value_of(flags, "--run"):

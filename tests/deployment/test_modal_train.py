@@ -193,6 +193,8 @@ def test_several_machines_meet_at_the_first(app, runs, first):
         ([PRETRAIN], "--run runs/NAME"),
         ([PRETRAIN, "--run", "/tmp/x"], "would be lost"),
         ([PRETRAIN, "--run=runs/../x"], "would be lost"),
+        ([PRETRAIN, "--run", "runs"], "no folder below runs/"),
+        ([PRETRAIN, "--run", "runs/."], "no folder below runs/"),
         (["pretraining/prepare_data.py", "--out", "tokens"], "would be lost"),
         ([PRETRAIN, "--run", "runs/x", "--overwrite"], "modal volume rm"),
         ([PRETRAIN, "--run", "runs/x", "--resume", "no"], "modal volume rm"),
