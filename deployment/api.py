@@ -209,10 +209,10 @@ class _Server:
             answer, pieces = engine.stream(prompt, wish)
         except Busy as error:
             raise ApiError(429, str(error), "server_busy") from None
-        reply = Reply(body.model, is_chat, engine.tokenizer)
+        include_usage = bool(body.stream_options and body.stream_options.include_usage)
+        reply = Reply(body.model, is_chat, engine.tokenizer, include_usage)
         if body.stream:
-            include_usage = bool(body.stream_options and body.stream_options.include_usage)
-            events = self._events(reply, answer, pieces, include_usage, request)
+            events = self._events(reply, answer, pieces, request)
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         try:
             whole = await _unless_left(request, _collect(pieces))
@@ -222,7 +222,7 @@ class _Server:
         return JSONResponse(reply.whole(whole[0], whole[1], answer))
 
     async def _events(
-        self, reply: Reply, answer: Answer, pieces: AsyncIterator[Piece], include_usage: bool, request: Request
+        self, reply: Reply, answer: Answer, pieces: AsyncIterator[Piece], request: Request
     ) -> AsyncIterator[str]:
         """An answer as server-sent events. If the client leaves, this is closed, and the answer with it."""
         with_logprobs = answer.wish.n_logprobs is not None
@@ -233,7 +233,7 @@ class _Server:
                 if text or (with_logprobs and token):
                     yield _event(reply.piece(text, token, with_logprobs))
             yield _event(reply.last(answer))
-            if include_usage:
+            if reply.include_usage:
                 yield _event(reply.usage(answer))
             yield "data: [DONE]\n\n"
         except Exception as error:  # the status is long sent: what is left is to say so in the stream

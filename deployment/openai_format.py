@@ -218,10 +218,11 @@ class Reply:
     Args:
         model: what the client called it.
         is_chat: whether it is an answer of the chat kind.
+        include_usage: the stream ends with the numbers of tokens; all pieces before have a null in their place.
     """
 
-    def __init__(self, model: str, is_chat: bool, tokenizer: BytePairTokenizer) -> None:
-        self.model, self.is_chat, self.tokenizer = model, is_chat, tokenizer
+    def __init__(self, model: str, is_chat: bool, tokenizer: BytePairTokenizer, include_usage: bool = False) -> None:
+        self.model, self.is_chat, self.tokenizer, self.include_usage = model, is_chat, tokenizer, include_usage
         self.id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
         self.created = int(time.time())
         self._offset = 0  # of the next token in the text, in characters
@@ -256,7 +257,7 @@ class Reply:
     def _piece(self, delta: dict[str, Any], logprobs: Any, finish: str | None) -> dict[str, Any]:
         content = {"delta": delta} if self.is_chat else delta
         choice = {"index": 0, **content, "logprobs": logprobs, "finish_reason": finish}
-        return self._object("chat.completion.chunk", [choice])
+        return self._object("chat.completion.chunk", [choice]) | ({"usage": None} if self.include_usage else {})
 
     def _object(self, chat_kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         kind = chat_kind if self.is_chat else "text_completion"

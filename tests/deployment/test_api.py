@@ -115,6 +115,10 @@ def test_a_stream_has_its_role_first_and_its_reason_last(client, api):
     assert len({piece.id for piece in pieces}) == 1
     raw = post(api, "/v1/chat/completions", chat(max_tokens=3, stream=True)).text
     assert raw.endswith("data: [DONE]\n\n") and "usage" not in raw
+    asked = chat(max_tokens=3, stream=True, stream_options={"include_usage": True})
+    told = post(api, "/v1/chat/completions", asked).text
+    events = [json.loads(line.removeprefix("data: ")) for line in told.splitlines() if line.startswith("data: {")]
+    assert [event["usage"] is None for event in events] == [True] * (len(events) - 1) + [False]
 
 
 def test_a_piece_of_a_stream_is_a_line_to_every_client():
