@@ -19,7 +19,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from chat_ui.chat_engine import Answer, Busy, ChatEngine, Piece, Prompt, TooLong, Wish
 from chat_ui.models import shown_name
@@ -209,39 +210,20 @@ class _Server:
             answer, pieces = engine.stream(prompt, wish)
         except Busy as error:
             raise ApiError(429, str(error), "server_busy") from None
+
+        def end() -> None:
+            answer.cancel()
+            self._note(answer, request)
+
         include_usage = bool(body.stream_options and body.stream_options.include_usage)
         reply = Reply(body.model, is_chat, engine.tokenizer, include_usage)
         if body.stream:
-            events = self._events(reply, answer, pieces, request)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+            return _Stream(_events(reply, answer, pieces), end)
         try:
             whole = await _unless_left(request, _collect(pieces))
         finally:
-            answer.cancel()
-            self._note(answer, request)
+            end()
         return JSONResponse(reply.whole(whole[0], whole[1], answer))
-
-    async def _events(
-        self, reply: Reply, answer: Answer, pieces: AsyncIterator[Piece], request: Request
-    ) -> AsyncIterator[str]:
-        """An answer as server-sent events. If the client leaves, this is closed, and the answer with it."""
-        with_logprobs = answer.wish.n_logprobs is not None
-        try:
-            if reply.is_chat:
-                yield _event(reply.first())
-            async for text, token in pieces:
-                if text or (with_logprobs and token):
-                    yield _event(reply.piece(text, token, with_logprobs))
-            yield _event(reply.last(answer))
-            if reply.include_usage:
-                yield _event(reply.usage(answer))
-            yield "data: [DONE]\n\n"
-        except Exception as error:  # the status is long sent: what is left is to say so in the stream
-            logging.getLogger("uvicorn.error").exception("an answer failed", exc_info=error)
-            yield _event(ApiError(500, "something went wrong here, and was logged").body())
-        finally:
-            answer.cancel()
-            self._note(answer, request)
 
     def _note(self, answer: Answer, request: Request) -> None:
         """Counts an answer, and logs it without its text unless that is wanted."""
@@ -271,6 +253,43 @@ def _refused(error: Exception, param: str) -> ApiError:
 def _event(content: dict[str, Any]) -> str:
     """A server-sent event. It is ASCII, since some clients take U+2028 and the like for the end of a line."""
     return f"data: {json.dumps(content)}\n\n"
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events.
+
+    Args:
+        at_end: is called however they end, even if the client has left before the first of them.
+    """
+
+    def __init__(self, events: AsyncIterator[str], at_end: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self.at_end = at_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends them."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.at_end()
+
+
+async def _events(reply: Reply, answer: Answer, pieces: AsyncIterator[Piece]) -> AsyncIterator[str]:
+    """An answer as server-sent events."""
+    with_logprobs = answer.wish.n_logprobs is not None
+    try:
+        if reply.is_chat:
+            yield _event(reply.first())
+        async for text, token in pieces:
+            if text or (with_logprobs and token):
+                yield _event(reply.piece(text, token, with_logprobs))
+        yield _event(reply.last(answer))
+        if reply.include_usage:
+            yield _event(reply.usage(answer))
+        yield "data: [DONE]\n\n"
+    except Exception as error:  # the status is long sent: what is left is to say so in the stream
+        logging.getLogger("uvicorn.error").exception("an answer failed", exc_info=error)
+        yield _event(ApiError(500, "something went wrong here, and was logged").body())
 
 
 async def _collect(pieces: AsyncIterator[Piece]) -> tuple[str, list[Any]]:

@@ -19,11 +19,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployment.api import _event
+from chat_ui.chat_engine import ChatEngine
+from deployment.api import Limits, _event, create_app
 from finetuning.instruction.prompt_format import PromptFormat
 from gpt_model import Sampling, generate_tokens, load_model, load_tokenizer
 from tests.chat_ui.browser import ROOT
-from tests.chat_ui.helpers import model_folder
+from tests.chat_ui.helpers import model_folder, tiny_model, tokenizer
 from tests.deployment.serving import KEY, RunningApi, serving
 
 pytestmark = pytest.mark.filterwarnings("default")  # sockets that a test breaks off
@@ -291,6 +292,39 @@ def test_a_client_that_leaves_stops_its_computation(api):
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{api.url}/v1/completions", json=asked, headers={"Authorization": f"Bearer {KEY}"}, timeout=0.02)
     wait_until_idle(api)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_one_that_has_left_before_the_first_piece_stops_it_too(stream, monkeypatch):
+    """It has not read what came before on its connection, so that the server waits to send, and goes."""
+    engine = ChatEngine(tiny_model(context_length=2048), tokenizer(), None, "base")
+    engine.stop_ids = frozenset()
+    answers, ask = [], engine.ask
+
+    def noted(*given):
+        answers.append(ask(*given))
+        return answers[-1]
+
+    monkeypatch.setattr(engine, "ask", noted)
+    asked = json.dumps({"model": "base", "prompt": "The cat", "max_tokens": 2000, "stream": stream}).encode()
+    coming = iter([{"type": "http.request", "body": asked}])
+
+    async def receive():
+        return next(coming, {"type": "http.disconnect"})
+
+    async def send(message):
+        await asyncio.sleep(0.1)
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers, "query_string": b""}
+
+    async def serve():
+        await create_app({"base": engine}, limits=Limits(max_tokens=2000))(scope, receive, send)
+        while not answers[0].has_ended:  # the loop runs on, as a server's does
+            await asyncio.sleep(0.01)
+
+    asyncio.run(serve())
+    assert answers[0].finish == "cancelled"
 
 
 def wait_until_idle(api):
