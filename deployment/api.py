@@ -36,7 +36,7 @@ from starlette.types import Receive, Scope, Send
 
 from chat_ui.chat_engine import Answer, Busy, ChatEngine, Piece, Prompt, TooLong, Wish
 from chat_ui.models import shown_name
-from deployment.guards import Guard, Keys, Metrics, log
+from deployment.guards import Guard, Impatient, Keys, Metrics, log
 from deployment.openai_format import ApiError, ChatRequest, CompletionRequest, Reply
 from finetuning.instruction.prompt_format import PromptFormat
 from gpt_model import load_model, load_tokenizer
@@ -411,6 +411,7 @@ def main(options: Serve) -> None:
     print(f"Keys: {len(keys) or 'none, for this machine alone'}. Ctrl-C ends it.", flush=True)
     uvicorn.run(
         app,
+        http=Impatient,
         host=options.host,
         port=options.port,
         log_level="warning",

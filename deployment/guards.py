@@ -1,11 +1,12 @@
 """What stands between the world and the model: keys, sizes, counts and a log.
 
-None of these knows what a model is. They are plain ASGI: a body is read once, up to its limit, and a stream of answers
-passes through as it comes.
+None of these knows what a model is. Most are plain ASGI: a body is read once, up to its limit, and a stream of answers
+passes through as it comes. What ASGI does not see, a connection on which nothing comes, is uvicorn's.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -19,12 +20,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from deployment.openai_format import ApiError
 from utils.addresses import is_loopback
 
 LOG = logging.getLogger("scratchbook.api")
 _OPEN = {"/health"}  # what needs no key
+SECONDS_TO_ASK = 30.0
 
 
 class Keys:
@@ -154,6 +157,34 @@ class Guard:
     @staticmethod
     async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
         await JSONResponse(error.body(), error.status)(scope, receive, send)
+
+
+class Impatient(H11Protocol):
+    """uvicorn's connection, which ends where a request does not come: half a minute without one, or with half of one.
+
+    uvicorn waits for ever, and a few hundred such connections keep everybody else out.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Somebody has come."""
+        super().connection_made(transport)
+        self._waited: object = None
+        self._look()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """And has left."""
+        self._next.cancel()
+        super().connection_lost(exc)
+
+    def _look(self) -> None:
+        """Ends it if it waits for what it waited for at the last look. An answer may take as long as it takes."""
+        cycle = self.cycle
+        asked = cycle is not None and not cycle.more_body and not cycle.response_complete
+        waits = None if asked else (cycle, cycle is not None and cycle.response_complete)
+        if waits is not None and waits == self._waited:
+            self.transport.close()
+        self._waited = waits
+        self._next = self.loop.call_later(SECONDS_TO_ASK, self._look)
 
 
 def _called(headers: Headers) -> str:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
+import time
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
+import uvicorn
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployment.guards import Guard, Keys, Metrics
+from deployment import guards
+from deployment.guards import Guard, Impatient, Keys, Metrics
 
 
 def asked(
@@ -107,3 +112,31 @@ def test_without_keys_it_answers_to_no_other_name_than_this_machines(host, statu
     assert asked(length, body, host=host)[0]["status"] == status
     with_key = {"host": host, "authorization": "Bearer a-long-enough-key"}
     assert asked(length, body, keys=["a-long-enough-key"], **with_key)[0]["status"] == 200
+
+
+async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+    """Takes its time with an answer, if it has the whole question."""
+    while (await receive()).get("more_body", False):
+        pass
+    await asyncio.sleep(1)
+    await PlainTextResponse("there it is")(scope, receive, send)
+
+
+def test_a_connection_on_which_nothing_comes_ends_and_an_answer_takes_its_time(monkeypatch):
+    monkeypatch.setattr(guards, "SECONDS_TO_ASK", 0.2)
+    server = uvicorn.Server(uvicorn.Config(slow, http=Impatient, port=0, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    address = server.servers[0].sockets[0].getsockname()
+    begin = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n"
+    for sent in (b"", begin, begin + b"\r\n", begin + b"\r\n1"):
+        with socket.create_connection(address, timeout=20) as client:
+            client.sendall(sent)
+            assert client.recv(1000) == b"", sent
+    with socket.create_connection(address, timeout=20) as client:
+        client.sendall(begin + b"\r\n12")
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+    server.should_exit = True
+    thread.join()
