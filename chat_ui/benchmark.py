@@ -88,7 +88,7 @@ class ChatBenchmark:
 
 
 def load_or_make(model: str | None, shape: str | None, device: str) -> tuple[GPT, BytePairTokenizer]:
-    """The model of a folder or of the hub, or one of random weights in a shape; runs/demo/instruct/model for neither."""
+    """The model of a folder or of the hub, or of random weights in a shape; runs/demo/instruct/model for neither."""
     if shape:
         torch.manual_seed(0)
         made = GPT(SHAPES[shape]).to(pick_device(device)).eval()

@@ -345,7 +345,8 @@ async def measure(options: ServedBenchmark) -> dict[str, Any]:
             return Client(http, served, options, n_vocab=256, seed=next(seeds))
 
         await closed_load(new_client(), max(options.clients), 0.01)  # a server that has just started is slow
-        closed, opened = [], []
+        closed: list[dict[str, Any]] = []
+        opened: list[dict[str, Any]] = []
         for clients in options.clients:
             before = 0 if options.url else await written_by(http)
             asked = await closed_load(new_client(), clients, options.seconds)
@@ -435,8 +436,8 @@ def report(results: Sequence[dict[str, Any]]) -> str:
     closed, opened = tables(results)
     return (
         f"Over HTTP, clients and server on the same machine where it was started here. {measured}.\n\nEach client asks "
-        f"again as soon as it has its answer:\n\n{closed}\n\nPeople come when they like, at a share of the most answers "
-        f"a second above:\n\n{opened}"
+        f"again as soon as it has its answer:\n\n{closed}\n\nPeople come when they like, at a share of the most "
+        f"answers a second above:\n\n{opened}"
     )
 
 
