@@ -85,7 +85,9 @@ def create_app(
         for engine in engines.values():  # uvicorn has waited as long as it should for those that were under way
             engine.cancel_all()
 
-    app = FastAPI(title="LLM Scratchbook", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="LLM Scratchbook", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+    )  # a redirect is to http://, and would take the key out of the TLS of a proxy in front
     app.add_middleware(Guard, keys=checked, metrics=server.metrics, paths=PATHS, largest=server.limits.max_body_bytes)
     app.add_exception_handler(ApiError, _told)
     app.add_exception_handler(RequestValidationError, _invalid)

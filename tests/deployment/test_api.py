@@ -269,6 +269,13 @@ def test_nobody_comes_in_without_a_key(api):
     assert httpx.get(api.url + "/health").json() == {"status": "ok"}
 
 
+def test_nobody_is_sent_elsewhere_with_a_key(api):
+    """A redirect names the scheme that the server itself speaks, http, and the name that the client called it by."""
+    for path in ("/v1/chat/completions/", "/health/"):
+        answer = post(api, path, chat())
+        assert answer.status_code == 404 and "location" not in answer.headers
+
+
 def test_a_body_that_is_too_large_is_not_read(api):
     for headers in ({}, {"Transfer-Encoding": "chunked"}):
 
