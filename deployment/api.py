@@ -354,10 +354,12 @@ class Serve:
     """Log the ids of questions and answers, too."""
 
     def __post_init__(self) -> None:
-        if not self.model:
+        if not all(self.model or [""]):
             raise UserError("--model needs a model folder or a name on the hub")
         if self.name and len(self.name) != len(self.model):
             raise UserError(f"--name gives {len(self.name)} names for {len(self.model)} models")
+        if not all(name.strip() for name in self.name):
+            raise UserError("a --name is empty: clients could not ask for that model")
         if not 1 <= self.port < 65536 or self.max_waiting < 0 or (self.rows is not None and self.rows < 1):
             raise UserError("--port is from 1 to 65535, --max-waiting at least 0, --rows at least 1")
         if min(self.max_tokens, self.max_body_bytes) < 1 or self.shutdown_seconds < 0:

@@ -469,6 +469,8 @@ def test_a_slow_reader_keeps_nobody_waiting(api, client):
         ([], {"SCRATCHBOOK_API_KEYS": "ü" * 20}, "characters that no header carries"),
         ([], {"SCRATCHBOOK_API_KEYS": "one key in a line\nand another one"}, "characters that no header carries"),
         (["--model", "nowhere/model"], {}, "nowhere/model"),
+        (["--model", ""], {}, "--model needs a model folder"),
+        (["--model", "FOLDER", "--name", " "], {}, "a --name is empty"),
         (["--model", "FOLDER", "FOLDER"], {}, "tell them apart by --name"),
         (["--model", "FOLDER", "--name", "a", "b"], {}, "2 names for 1 models"),
         (["--port", "99999"], {}, "--port is from 1 to 65535"),
