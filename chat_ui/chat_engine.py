@@ -239,12 +239,13 @@ class ChatEngine:
             raise UserError("the message is empty: write something")
         layout, system = self.layout, list(asked[:1]) if asked[0]["role"] == "system" else []
         room = self.context_length - min(max_new_tokens, self.context_length // 2)
-        starts = [i for i, message in enumerate(asked) if message["role"] == "user"] or [len(system)]
+        least = max(self._first_that_may_fit(asked), len(system))
+        starts = [i for i in range(least, len(asked)) if asked[i]["role"] == "user"] or [least]
 
         def ids_from(start: int) -> list[int]:
             return layout.encode(self.tokenizer, [*system, *asked[start:]], ask=True).ids
 
-        if len(whole := ids_from(len(system))) <= room:
+        if least == len(system) and len(whole := ids_from(least)) <= room:
             return Prompt(whole)
         first = bisect_left(starts, True, hi=len(starts) - 1, key=lambda start: len(ids_from(start)) <= room)
         return Prompt(self._checked(ids_from(starts[first])), starts[first] - len(system))
@@ -272,6 +273,15 @@ class ChatEngine:
                 f"this text has {len(text):,} characters, and {self.name or 'this model'} reads "
                 f"{self.context_length:,} tokens at a time, of about 4 characters each: shorten it"
             )
+
+    def _first_that_may_fit(self, asked: Sequence[Message]) -> int:
+        """Before it there are more messages, or more text, than a context holds: none of that is encoded."""
+        room = _CHARACTERS_A_TOKEN * self.context_length
+        for i in reversed(range(len(asked))):
+            room -= max(len(asked[i]["content"]), _CHARACTERS_A_TOKEN)  # each takes a token of its layout at least
+            if room < 0:
+                return i + 1
+        return 0
 
     def _checked(self, ids: list[int]) -> list[int]:
         if len(ids) >= self.context_length:

@@ -96,6 +96,22 @@ def test_what_a_person_types_is_never_a_control_token():
         assert end not in chat.prompt([user(typed)] if layout else typed, 8).ids
 
 
+def test_of_a_conversation_without_end_no_more_is_encoded_than_may_fit(monkeypatch):
+    """Its beginning is as dear as the rest, and some ten thousand messages take many seconds."""
+    chat, encoded, encode = engine(), [], PromptFormat.encode
+
+    def noted(layout, tokenizer, messages, ask=False):
+        encoded.append(len(messages))
+        return encode(layout, tokenizer, messages, ask)
+
+    monkeypatch.setattr(PromptFormat, "encode", noted)
+    prompt = chat.prompt([user("a")] * 20_000, 5)
+    assert prompt.n_dropped > 19_900 and max(encoded) <= 96
+    encoded.clear()
+    prompt = chat.prompt([*[user("cat " * 1000)] * 50, user("a")], 5)
+    assert prompt.n_dropped == 50 and max(encoded) <= 2
+
+
 def test_the_oldest_turns_give_way_and_the_system_message_stays():
     chat = engine()
     turns: list[Message] = [{"role": "system", "content": "Be brief."}]
