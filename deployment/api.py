@@ -15,14 +15,17 @@ Without keys the server listens on loopback alone. The log has a line of JSON fo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from socket import socket
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -326,6 +329,39 @@ async def _unless_left(request: Request, work: Any) -> Any:
         leaving.cancel()
 
 
+class Server(uvicorn.Server):
+    """uvicorn's, which ends the answers under way before it would break them off.
+
+    Args:
+        patience: seconds that they may take after the first signal; after a second one they end at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, engines: Iterable[ChatEngine], patience: float) -> None:
+        super().__init__(config)
+        self.engines, self.patience, self.hurry = list(engines), patience, False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal to end."""
+        if self.should_exit:
+            self.hurry = True
+        else:
+            super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """Waits for those who are answered."""
+        ending = asyncio.create_task(self._end_answers())
+        await super().shutdown(sockets)
+        ending.cancel()
+
+    async def _end_answers(self) -> None:
+        """Ends each answer at its next token, when it is time: its client gets what there is."""
+        end = time.monotonic() + self.patience
+        while time.monotonic() < end and not self.hurry:
+            await asyncio.sleep(0.1)
+        for engine in self.engines:
+            engine.cancel_all()
+
+
 @dataclass(frozen=True)
 class Serve:
     """The flags of this script."""
@@ -349,7 +385,7 @@ class Serve:
     max_body_bytes: int = 1_000_000
     """Bytes of a request at most."""
     shutdown_seconds: int = 30
-    """How long answers under way may take when the server is told to stop."""
+    """How long answers under way may take when the server is told to stop; a second signal ends them at once."""
     log_text: bool = False
     """Log the ids of questions and answers, too."""
 
@@ -413,16 +449,18 @@ def main(options: Serve) -> None:
     app = create_app(engines, keys, Limits(options.max_tokens, options.max_body_bytes), options.log_text)
     print(f"Serving {', '.join(engines)} at http://{host}:{options.port}/v1", flush=True)
     print(f"Keys: {len(keys) or 'none, for this machine alone'}. Ctrl-C ends it.", flush=True)
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         http=Impatient,
         host=options.host,
         port=options.port,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=options.shutdown_seconds,
+        timeout_graceful_shutdown=options.shutdown_seconds + 5,  # for the last tokens, and those who read slowly
         limit_concurrency=4 * (32 + sum(engine.n_rows + options.max_waiting for engine in engines.values())),
     )
+    with contextlib.suppress(KeyboardInterrupt):
+        Server(config, engines.values(), options.shutdown_seconds).run()
 
 
 if __name__ == "__main__":

@@ -209,7 +209,7 @@ class CompletionRequest(_Request):
         return Wish(min(self.max_tokens or 16, most), self.sampling(), tuple(self.stop or ()), self.logprobs)
 
 
-_FINISH: dict[Finish, str] = {"stop": "stop", "length": "length", "context": "length", "cancelled": "stop"}
+_FINISH: dict[Finish, str] = {"stop": "stop", "length": "length", "context": "length", "cancelled": "length"}
 
 
 class Reply:

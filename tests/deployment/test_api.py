@@ -449,6 +449,43 @@ def test_it_ends_in_order_and_lets_answers_finish(folders, tmp_path):
         assert "Traceback" not in api.log.read_text()
 
 
+@pytest.mark.parametrize(
+    ("seconds", "signals"),
+    [("1", [signal.SIGTERM]), ("0", [signal.SIGINT]), ("600", [signal.SIGINT, signal.SIGINT])],
+)
+def test_answers_that_take_too_long_end_where_they_are(seconds, signals, tmp_path):
+    """Those who stream and those who do not; after a second signal at once."""
+    folders = {"base": model_folder(tmp_path / "base", None, context_length=8192)}
+    flags = ["--shutdown-seconds", seconds, "--rows", "4", "--max-tokens", "8000"]
+    asked = {"model": "base", "prompt": "The cat", "max_tokens": 8000, "temperature": 0}
+    asked["frequency_penalty"] = -2  # what is there once comes again: a text that has no end
+
+    async def ask(http, stream):
+        answer = await http.post("/v1/completions", json=asked | {"stream": stream})
+        if not stream:
+            return answer.json()["choices"][0]
+        events = answer.text.split("\n\n")
+        assert events[-2:] == ["data: [DONE]", ""]
+        return json.loads(events[-3].removeprefix("data: "))["choices"][0]
+
+    async def ask_and_stop(api):
+        headers = {"Authorization": f"Bearer {KEY}"}
+        async with httpx.AsyncClient(base_url=api.url, headers=headers, timeout=60) as http:
+            answers = [asyncio.create_task(ask(http, n % 2 == 0)) for n in range(8)]
+            while not (await http.get("/metrics")).text.count("scratchbook_open_answers 8.0"):
+                await asyncio.sleep(0.01)
+            for number in signals:
+                api.process.send_signal(number)
+                await asyncio.sleep(0.3)
+            return await asyncio.gather(*answers)
+
+    with serving(folders, tmp_path / "log", *flags) as api:
+        assert {answer["finish_reason"] for answer in asyncio.run(ask_and_stop(api))} == {"length"}
+        assert api.process.wait(30) in (0, -signal.SIGTERM)
+        log = api.log.read_text()
+        assert "Traceback" not in log and "ERROR" not in log
+
+
 def test_a_slow_reader_keeps_nobody_waiting(api, client):
     slow = socket.create_connection(("127.0.0.1", api.port))
     body = json.dumps({"model": "base", "prompt": "The cat", "max_tokens": 200, "stream": True})
