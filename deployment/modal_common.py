@@ -8,6 +8,7 @@ are handed to the container (`settings`), so that the second one finds the same.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import NoReturn
 
@@ -56,11 +57,19 @@ def setting(name: str, default: str) -> str:
     return _settings[name]
 
 
-def whole(name: str, default: int, least: int = 1) -> int:
-    """The same for a whole number of at least `least`."""
+def name_of(variable: str, default: str) -> str:
+    """The same for what an app, a Volume or a Secret is called."""
+    given = setting(variable, default)
+    if not re.fullmatch(r"[\w.-]{1,63}", given, re.ASCII):
+        refuse(f"{variable}={given}: Modal's names have letters, digits, dashes, dots and underscores, at most 63")
+    return given
+
+
+def whole(name: str, default: int, least: int = 1, most: int = 1_000_000) -> int:
+    """The same for a whole number from `least` to `most`."""
     given = setting(name, str(default))
-    if not given.isdecimal() or int(given) < least:
-        refuse(f"{name} must be a whole number of at least {least}, got {given!r}")
+    if not given.isdecimal() or not least <= int(given[:20]) <= most:
+        refuse(f"{name} must be a whole number of at least {least} and at most {most}, got {given!r}")
     return int(given)
 
 

@@ -23,6 +23,7 @@ from openai import OpenAI
 
 from deployment.modal_common import (
     gpu_setting,
+    name_of,
     proxy_token,
     python_image,
     refuse,
@@ -32,17 +33,17 @@ from deployment.modal_common import (
     with_repository,
 )
 
-APP = setting("SCRATCHBOOK_APP", "scratchbook-serve")
+APP = name_of("SCRATCHBOOK_APP", "scratchbook-serve")
 GPU = gpu_setting("L4")
 MODELS = "/models"  # where the Volume is mounted
 MODEL = setting("SCRATCHBOOK_MODEL", "demo/instruct/model")  # a folder on it, or a name on the hub
-VOLUME = setting("SCRATCHBOOK_MODELS_VOLUME", "scratchbook-models")
-SECRET = setting("SCRATCHBOOK_API_SECRET", "scratchbook-api")
+VOLUME = name_of("SCRATCHBOOK_MODELS_VOLUME", "scratchbook-models")
+SECRET = name_of("SCRATCHBOOK_API_SECRET", "scratchbook-api")
 AT_ONCE = whole("SCRATCHBOOK_AT_ONCE", 32)  # answers that a container writes side by side
 WAITING = whole("SCRATCHBOOK_WAITING", 32, least=0)  # and that may wait in it beside those
 MAX_TOKENS = whole("SCRATCHBOOK_MAX_TOKENS", 1024)  # of an answer
 MOST = whole("SCRATCHBOOK_MAX_CONTAINERS", 2)
-IDLE_SECONDS = whole("SCRATCHBOOK_IDLE_SECONDS", 120, least=2)
+IDLE_SECONDS = whole("SCRATCHBOOK_IDLE_SECONDS", 120, least=2, most=3600)
 PROXY_AUTH = setting("SCRATCHBOOK_PROXY_AUTH", "on")
 if PROXY_AUTH not in ("on", "off"):
     refuse(f"SCRATCHBOOK_PROXY_AUTH is on or off, got {PROXY_AUTH!r}")

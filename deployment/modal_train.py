@@ -35,6 +35,7 @@ from deployment.modal_common import (
     dollars_an_hour,
     gpu_setting,
     gpus_of,
+    name_of,
     python_image,
     refuse,
     setting,
@@ -46,15 +47,15 @@ from utils.checkpoints import find_checkpoints
 from utils.errors import EXIT_USER_ERROR
 from utils.files import read_json
 
-APP = setting("SCRATCHBOOK_APP", "scratchbook-train")
+APP = name_of("SCRATCHBOOK_APP", "scratchbook-train")
 GPU = gpu_setting("L4")
 MACHINES = whole("SCRATCHBOOK_MACHINES", 1)
 CORES = whole("SCRATCHBOOK_CORES", 8)  # for scripts that do not train
 HOURS = whole("SCRATCHBOOK_HOURS", 24)  # of one try
 RETRIES = whole("SCRATCHBOOK_RETRIES", 3, least=0)
 COMMIT_SECONDS = 60 * whole("SCRATCHBOOK_COMMIT_MINUTES", 5)
-VOLUME = setting("SCRATCHBOOK_RUNS_VOLUME", "scratchbook-runs")
-WANDB_SECRET = setting("SCRATCHBOOK_WANDB_SECRET", "none")
+VOLUME = name_of("SCRATCHBOOK_RUNS_VOLUME", "scratchbook-runs")
+WANDB_SECRET = name_of("SCRATCHBOOK_WANDB_SECRET", "none")
 if HOURS > 24 or RETRIES > 10:
     refuse("Modal allows a try 24 hours at most, and 10 retries: SCRATCHBOOK_HOURS, SCRATCHBOOK_RETRIES")
 if MACHINES > 1 and gpus_of(GPU) != 8:

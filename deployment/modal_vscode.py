@@ -28,22 +28,22 @@ from deployment.modal_common import (
     ROOT,
     dollars_an_hour,
     gpu_setting,
+    name_of,
     python_image,
     refuse,
-    setting,
     settings,
     whole,
     with_repository,
 )
 from utils.errors import UserError
 
-APP = setting("SCRATCHBOOK_APP", "scratchbook-workbench")
+APP = name_of("SCRATCHBOOK_APP", "scratchbook-workbench")
 GPU = gpu_setting("L4")
 HOURS = whole("SCRATCHBOOK_HOURS", 8)  # after which it ends, used or not
 IDLE_SECONDS = 60 * whole("SCRATCHBOOK_IDLE_MINUTES", 30)
-VOLUME = setting("SCRATCHBOOK_WORKBENCH_VOLUME", "scratchbook-workbench")
-RUNS_VOLUME = setting("SCRATCHBOOK_RUNS_VOLUME", "scratchbook-runs")
-SECRET = setting("SCRATCHBOOK_WORKBENCH_SECRET", "scratchbook-workbench")
+VOLUME = name_of("SCRATCHBOOK_WORKBENCH_VOLUME", "scratchbook-workbench")
+RUNS_VOLUME = name_of("SCRATCHBOOK_RUNS_VOLUME", "scratchbook-runs")
+SECRET = name_of("SCRATCHBOOK_WORKBENCH_SECRET", "scratchbook-workbench")
 if HOURS > 24:
     refuse("Modal lets a container run 24 hours at most: SCRATCHBOOK_HOURS")
 

@@ -80,6 +80,11 @@ def test_without_keys_it_does_not_start(tmp_path, monkeypatch):
         ({"max_containers": 0}, "SCRATCHBOOK_MAX_CONTAINERS must be a whole number of at least 1"),
         ({"at_once": "many"}, "SCRATCHBOOK_AT_ONCE"),
         ({"proxy_auth": "no"}, "on or off"),
+        ({"idle_seconds": 3601}, "at least 2 and at most 3600"),
+        ({"max_containers": 10**12}, "at most 1000000"),
+        ({"app": "my app"}, "SCRATCHBOOK_APP=my app: Modal's names"),
+        ({"models_volume": "a/b"}, "SCRATCHBOOK_MODELS_VOLUME=a/b"),
+        ({"api_secret": "x" * 64}, "at most 63"),
     ],
 )
 def test_settings_that_make_no_sense_are_one_clear_line(settings, words):
