@@ -1095,13 +1095,13 @@ for cents in (0.1, 1, 10):
 # `deployment/results`. Those that are committed:
 
 # %% tags=["volatile"]
-from deployment.benchmark import CHAPTER
+from deployment.benchmark import CHAPTER, measured_on
 from utils.files import read_json
 
 results = [read_json(path) for path in sorted((CHAPTER / "results").glob("*.json"))]
 for result in results:
-    machine = result["machine"].get("gpu") or result["machine"]["processor"]
-    print(f"{result['name']}, on {machine}, {result['dollars_an_hour']:.3f} dollars an hour ({result['prices_of']})")
+    print(f"{result['name']}, on {measured_on(result)}, {result['dollars_an_hour']:.3f} dollars an hour", end=" ")
+    print(f"(prices: {result['prices_of']})")
     for row in result["closed"]:
         price = dollars_a_million(result["dollars_an_hour"], row["tokens_per_second"])
         print(f"  {row['clients']:2} clients: {row['tokens_per_second']:6,.0f} tokens/s,", end=" ")

@@ -365,7 +365,7 @@ async def measure(options: ServedBenchmark) -> dict[str, Any]:
             row = {"share": share, "rate": share * most, "refused": client.refused}
             opened.append(row | summary(asked, options.seconds) | {"asked": rounded(asked)})
             print(f"{share:.0%} of {most:.2f} answers/s: {told(opened[-1])}", flush=True)
-    machine = {"gpu": options.name} if options.url else describe_device(pick_device(options.device), options.threads)
+    machine = None if options.url else describe_device(pick_device(options.device), options.threads)
     return {
         **provenance(),
         "machine": machine,
@@ -425,11 +425,16 @@ def waiting(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def measured_on(result: dict[str, Any]) -> str:
+    """The machine of a result's server; of one that was at --url nothing is known but its name."""
+    return where(result) if result["machine"] else "a server elsewhere"
+
+
 def report(results: Sequence[dict[str, Any]]) -> str:
     """What stands in the README."""
     measured = "; ".join(
         f"{result['name']}: {result['prompt_tokens']} tokens each and an answer of {result['new_tokens']} on average, "
-        f"{result['seconds']:g} s a row, on {where(result)}, ${result['dollars_an_hour']:.3f} an hour "
+        f"{result['seconds']:g} s a row, on {measured_on(result)}, ${result['dollars_an_hour']:.3f} an hour "
         f"(prices: {result['prices_of']})"
         for result in results
     )

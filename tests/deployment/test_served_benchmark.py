@@ -24,6 +24,7 @@ from deployment.benchmark import (
     summary,
 )
 from tests.chat_ui.helpers import model_folder
+from tests.deployment.serving import KEY, serving
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -159,6 +160,30 @@ def test_the_real_server_is_measured_and_both_sides_count_the_same(tmp_path):
             if name.endswith(("median", "95", "second"))
         }
     assert "tiny: 5 tokens each and an answer of 6 on average" in readme.read_text()
+
+
+def test_a_server_that_runs_already_is_measured_with_its_key(tmp_path, monkeypatch):
+    folder, readme = model_folder(tmp_path / "model", layout=None), tmp_path / "README.md"
+    readme.write_text("<!-- served:begin -->\n<!-- served:end -->\n")
+    monkeypatch.setenv("SCRATCHBOOK_API_KEY", KEY)
+    with serving({"tiny": folder}, tmp_path / "log") as api:
+        options = ServedBenchmark(
+            url=f"{api.url}/v1",
+            served="tiny",
+            name="there",
+            clients=(2,),
+            shares=(0.5,),
+            prompt_tokens=5,
+            new_tokens=6,
+            seconds=0.5,
+            dollars_an_hour=0.8,
+            out=tmp_path / "results",
+            readme=readme,
+        )
+        main(options)
+    result = read_json(tmp_path / "results" / "there.json")
+    assert result["machine"] is None and result["dollars_an_hour"] == 0.8
+    assert "on a server elsewhere, $0.800 an hour" in readme.read_text()
 
 
 @pytest.mark.parametrize(
