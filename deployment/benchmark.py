@@ -74,7 +74,7 @@ class ServedBenchmark:
     """Of the most answers a second that the closed load reached: the rates of the open load."""
     prompt_tokens: int = 48
     """Ids of each question, drawn at random."""
-    new_tokens: int = 64
+    new_tokens: int = 48
     """Tokens of an answer, on average: each is given from half to one and a half times as many."""
     seconds: float = 20
     """For each load."""
