@@ -403,7 +403,7 @@ def tables(results: Sequence[dict[str, Any]]) -> Iterator[str]:
             str(row["clients"]),
             f"{row['tokens_per_second']:,.0f}",
             *waiting(row),
-            f"{dollars_a_million(result['dollars_an_hour'], row['tokens_per_second']):.2f}",
+            f"{dollars_a_million(result['dollars_an_hour'], row['tokens_per_second']):.3f}",
         ]
         for result in results
         for row in result["closed"]
