@@ -500,14 +500,14 @@ plt.show()
 # %%
 import asyncio
 
-from deployment.benchmark import Client, ServedBenchmark, closed_load, open_load, quantile, written_by
+from deployment.benchmark import Client, ServedBenchmark, closed_load, http_to, open_load, quantile, written_by
 
 options = ServedBenchmark(prompt_tokens=16, new_tokens=24, threads=1)
 assert math.isclose(options.price, D)
 
 
 async def load(way, model, n, seconds, seed):
-    async with httpx.AsyncClient(base_url=url, timeout=300, trust_env=False) as one:
+    async with http_to(url) as one:
         before = await written_by(one)  # what the server has counted, from its /metrics
         asked = await way(Client(one, model, options, 256, seed), n, seconds)
         return asked, await written_by(one) - before

@@ -24,14 +24,14 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
-import httpx
+import aiohttp
 import torch
 import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
@@ -148,7 +148,9 @@ class Client:
         n_vocab: ids of questions are below this.
     """
 
-    def __init__(self, http: httpx.AsyncClient, model: str, options: ServedBenchmark, n_vocab: int, seed: int) -> None:
+    def __init__(
+        self, http: aiohttp.ClientSession, model: str, options: ServedBenchmark, n_vocab: int, seed: int
+    ) -> None:
         self.http, self.model, self.options, self.n_vocab = http, model, options, n_vocab
         self.random = random.Random(seed)
         self.started = perf_counter()
@@ -173,24 +175,24 @@ class Client:
     async def ask(self, question: dict[str, Any], due: float) -> Asked | None:
         """Asks, and reads the stream to its end; None where the server has told it to come back (429)."""
         first, usage = None, None
-        async with self.http.stream("POST", "/v1/completions", json=question) as response:
-            if response.status_code == 429:
+        async with self.http.post("/v1/completions", json=question) as response:
+            if response.status == 429:
                 self.refused += 1
                 return None
-            if response.status_code != 200:
-                told = (await response.aread()).decode(errors="replace")
-                raise UserError(f"{self.http.base_url} answers {response.status_code}: {told[:200]}")
-            async for line in response.aiter_lines():
-                if not line.startswith("data: {"):
+            if response.status != 200:
+                told = await response.text(errors="replace")
+                raise UserError(f"{response.url} answers {response.status}: {told[:200]}")
+            async for line in response.content:
+                if not line.startswith(b"data: {"):
                     continue
-                piece = json.loads(line.removeprefix("data: "))
+                piece = json.loads(line.removeprefix(b"data: "))
                 if "error" in piece:
-                    raise UserError(f"{self.http.base_url} ended a stream: {piece['error']['message']}")
+                    raise UserError(f"{response.url} ended a stream: {piece['error']['message']}")
                 usage = piece.get("usage") or usage
                 if first is None and piece["choices"]:
                     first = self.now()
         if first is None or usage is None:
-            raise UserError(f"{self.http.base_url} ended a stream without saying how many tokens it has")
+            raise UserError(f"{response.url} ended a stream without saying how many tokens it has")
         return Asked(due, first, self.now(), usage["prompt_tokens"], usage["completion_tokens"])
 
 
@@ -263,23 +265,19 @@ def serve(options: ServedBenchmark, port: int) -> None:
 
 
 @asynccontextmanager
-async def running_server(options: ServedBenchmark) -> AsyncIterator[httpx.AsyncClient]:
+async def running_server(options: ServedBenchmark) -> AsyncIterator[aiohttp.ClientSession]:
     """HTTP to the server at --url, or to one that runs while the block does."""
-    timeout, limits = httpx.Timeout(PATIENCE), httpx.Limits(max_connections=None)
     if options.url:
         key = os.environ.get("SCRATCHBOOK_API_KEY")
         headers = proxy_token() | ({"Authorization": f"Bearer {key}"} if key else {})
-        base = options.url.rstrip("/").removesuffix("/v1")
-        async with httpx.AsyncClient(base_url=base, headers=headers, timeout=timeout, limits=limits) as http:
+        async with http_to(options.url.rstrip("/").removesuffix("/v1"), headers) as http:
             yield http
         return
     port = free_port()
     process = multiprocessing.get_context("spawn").Process(target=serve, args=(options, port))
     process.start()
     try:
-        async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", timeout=timeout, limits=limits, trust_env=False
-        ) as http:
+        async with http_to(f"http://127.0.0.1:{port}") as http:
             await _until_it_answers(http, process)
             yield http
     finally:
@@ -289,39 +287,56 @@ async def running_server(options: ServedBenchmark) -> AsyncIterator[httpx.AsyncC
             process.kill()
 
 
-async def _until_it_answers(http: httpx.AsyncClient, process: Any) -> None:
+def http_to(url: str, headers: Mapping[str, str] | None = None) -> aiohttp.ClientSession:
+    """Connections to a server, as many as there are clients.
+
+    They are aiohttp's, which takes little of the processor for each piece of a stream: it may be the server's own.
+
+    Raises:
+        UserError: that is no URL of a server.
+    """
+    try:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=PATIENCE, sock_read=PATIENCE)
+        return aiohttp.ClientSession(url, headers=headers, timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+    except ValueError as error:
+        raise UserError(f"{url}: {error}") from None
+
+
+async def _until_it_answers(http: aiohttp.ClientSession, process: Any) -> None:
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end and process.is_alive():
         try:
-            await http.get("/health")
-            return
-        except httpx.TransportError:
+            async with http.get("/health"):
+                return
+        except aiohttp.ClientError:
             await asyncio.sleep(0.1)
     raise UserError("the server did not start: what it said stands above")
 
 
-async def contexts_of(http: httpx.AsyncClient) -> dict[str, int]:
+async def contexts_of(http: aiohttp.ClientSession) -> dict[str, int]:
     """The models that a server has, and the length of each one's context.
 
     Raises:
         UserError: it is no such server, or wants a key.
     """
-    answer = await http.get("/v1/models")
-    if answer.status_code == 401:
-        names = "SCRATCHBOOK_API_KEY, and for Modal's door MODAL_PROXY_KEY and MODAL_PROXY_SECRET"
-        raise UserError(f"{http.base_url} wants a key: set {names}")
-    try:
-        contexts = {one["id"]: one["context_length"] for one in answer.raise_for_status().json()["data"]}
-    except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
-        contexts = {}
-    if not contexts:
-        raise UserError(f"{http.base_url} answers {answer.status_code} at /v1/models, and lists no model as ours does")
-    return contexts
+    async with http.get("/v1/models") as answer:
+        if answer.status == 401:
+            names = "SCRATCHBOOK_API_KEY, and for Modal's door MODAL_PROXY_KEY and MODAL_PROXY_SECRET"
+            raise UserError(f"{answer.url} wants a key: set {names}")
+        try:
+            content = json.loads(await answer.read())
+            contexts = {one["id"]: one["context_length"] for one in content["data"]} if answer.ok else {}
+        except (ValueError, KeyError, TypeError):
+            contexts = {}
+        if not contexts:
+            raise UserError(f"{answer.url} answers {answer.status}, and lists no model as ours does")
+        return contexts
 
 
-async def written_by(http: httpx.AsyncClient) -> float:
+async def written_by(http: aiohttp.ClientSession) -> float:
     """Tokens that the server says it has written."""
-    told = (await http.get("/metrics")).raise_for_status().text
+    async with http.get("/metrics", raise_for_status=True) as answer:
+        told = await answer.text()
     for family in text_string_to_metric_families(told):
         for sample in family.samples:
             if sample.name == "scratchbook_tokens_total" and sample.labels == {"kind": "completion"}:
@@ -452,7 +467,7 @@ def main(options: ServedBenchmark) -> None:
         require_writable(options.out)
         try:
             result = asyncio.run(measure(options))
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (aiohttp.ClientError, TimeoutError) as error:
             server = options.url or "the server that was started here"
             raise UserError(f"{server}: {error or type(error).__name__}") from None
         write_json(options.out / f"{result['name']}.json", result)

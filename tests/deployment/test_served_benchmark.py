@@ -6,9 +6,11 @@ import asyncio
 import json
 import random
 import re
+from contextlib import asynccontextmanager
 
-import httpx
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import RawTestServer
 
 from deployment.benchmark import (
     Asked,
@@ -17,6 +19,7 @@ from deployment.benchmark import (
     closed_load,
     contexts_of,
     dollars_a_million,
+    http_to,
     main,
     open_load,
     quantile,
@@ -56,17 +59,17 @@ def test_a_million_tokens_of_a_machine_for_a_dollar_an_hour():
     assert dollars_a_million(3.6, 100) == pytest.approx(10.0)
 
 
-class Paced(httpx.AsyncBaseTransport):
+class Paced:
     """A server that serves one after another, each in `seconds`, and writes what was asked for."""
 
     def __init__(self, seconds: float, refuse_beyond: int = 10**9) -> None:
         self.seconds, self.refuse_beyond = seconds, refuse_beyond
         self.lock, self.inside, self.most = asyncio.Lock(), 0, 0
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        asked = json.loads(request.content)
+    async def __call__(self, request: web.BaseRequest) -> web.Response:
+        asked = await request.json()
         if self.inside >= self.refuse_beyond:
-            return httpx.Response(429)
+            return web.Response(status=429)
         self.inside += 1
         self.most = max(self.most, self.inside)
         async with self.lock:
@@ -74,14 +77,21 @@ class Paced(httpx.AsyncBaseTransport):
         self.inside -= 1
         usage = {"prompt_tokens": len(asked["prompt"]), "completion_tokens": asked["max_tokens"]}
         pieces = [{"choices": [{"text": "a"}]}, {"choices": [], "usage": usage}]
-        return httpx.Response(200, text="".join(f"data: {json.dumps(piece)}\n\n" for piece in pieces))
+        return web.Response(text="".join(f"data: {json.dumps(piece)}\n\n" for piece in pieces))
 
 
 OPTIONS = ServedBenchmark(prompt_tokens=4, new_tokens=10)
 
 
-async def loaded(load, transport, *arguments):
-    async with httpx.AsyncClient(transport=transport, base_url="http://paced") as http:
+@asynccontextmanager
+async def connected(answer):
+    """Connections to a server that answers so."""
+    async with RawTestServer(answer) as server, http_to(str(server.make_url("/"))) as http:
+        yield http
+
+
+async def loaded(load, answer, *arguments):
+    async with connected(answer) as http:
         client = Client(http, "paced", OPTIONS, 256, seed=1)
         return client, await load(client, *arguments)
 
@@ -111,12 +121,12 @@ def test_who_is_told_to_come_back_is_counted_in_the_open_load_and_ends_the_close
         asyncio.run(loaded(closed_load, Paced(0.05, refuse_beyond=2), 5, 0.2))
 
 
-class Broken(httpx.AsyncBaseTransport):
+class Broken:
     def __init__(self, status, text):
-        self.answer = httpx.Response(status, text=text)
+        self.status, self.text = status, text
 
-    async def handle_async_request(self, request):
-        return self.answer
+    async def __call__(self, request):
+        return web.Response(status=self.status, text=self.text)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +229,7 @@ def test_a_server_that_is_not_there_is_said_in_a_line(url, tmp_path):
     ("status", "text", "message"),
     [
         (401, "{}", "set SCRATCHBOOK_API_KEY"),
-        (404, "nothing here", "answers 404 at /v1/models"),
+        (404, "nothing here", "/v1/models answers 404"),
         (200, "<html>", "lists no model"),
         (200, "[]", "lists no model"),
         (200, '{"data": []}', "lists no model"),
@@ -228,7 +238,7 @@ def test_a_server_that_is_not_there_is_said_in_a_line(url, tmp_path):
 )
 def test_what_is_no_such_server_is_said_in_a_line(status, text, message):
     async def ask():
-        async with httpx.AsyncClient(transport=Broken(status, text), base_url="http://elsewhere") as http:
+        async with connected(Broken(status, text)) as http:
             await contexts_of(http)
 
     with pytest.raises(UserError, match=message):
