@@ -280,7 +280,10 @@ class Reply:
         return {
             "tokens": texts,
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{self._text(i): logprob for i, logprob in token.alternatives} for token in tokens],
+            "top_logprobs": [  # the token itself is among them, even if it is none of the best
+                {self._text(i): logprob for i, logprob in token.alternatives} | {text: token.logprob}
+                for text, token in zip(texts, tokens, strict=True)
+            ],
             "text_offset": offsets,
         }
 

@@ -139,6 +139,9 @@ def test_a_completion_of_a_text_and_of_ids(client, folders):
         told = answer.choices[0].logprobs
         assert told.token_logprobs == pytest.approx([token.logprob for token in tokens], abs=1e-4)
         assert told.text_offset[0] == 0 and len(told.text_offset) == len(tokens)
+        assert all(token in best for token, best in zip(told.tokens, told.top_logprobs, strict=True))
+        # The test would show nothing if every token that was drawn were one of the two best.
+        assert max(map(len, told.top_logprobs)) == 3
 
 
 def test_content_in_parts_system_messages_and_fields_that_are_not_known(client, folders):
