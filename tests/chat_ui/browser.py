@@ -18,7 +18,7 @@ import pytest
 from utils.addresses import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 30  # seconds for anything to appear, on a machine that is busy
+PATIENCE = 60  # seconds for anything to appear, on a machine that is busy
 
 
 def chromium() -> str:
