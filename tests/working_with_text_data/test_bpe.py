@@ -190,7 +190,7 @@ def test_a_file_of_hugging_face_s_own_trainer_is_read(tmp_path):
     ("change", "message"),
     [
         (lambda c: c["model"].update(type="WordPiece"), "only byte-level BPE"),
-        (lambda c: c.update(normalizer={"type": "NFC"}), "normalizer"),
+        (lambda c: c.update(normalizer={"type": "NFKC"}), "normalizer"),
         (lambda c: c.pop("model"), "not a Hugging Face tokenizer.json"),
         (lambda c: c.update(pre_tokenizer={"type": "Whitespace"}), "pre-tokenizer"),
         (lambda c: c["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex="("), "does not compile"),
