@@ -409,7 +409,7 @@ plt.show()
 # **Predict before you run (4).** With s = 2^16 all bars move 16 to the right. What share is lost then?
 
 
-# %%
+# %% tags=["volatile"]
 def lost(gradients, scale):
     return float(((gradients * scale).half() == 0).float().mean())
 
