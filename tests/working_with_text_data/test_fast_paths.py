@@ -107,7 +107,7 @@ def test_white_space_is_the_same_in_all_three_engines():
     everything = "".join(chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000)
     encoding = tiktoken.Encoding("bytes", pat_str=r"\s", mergeable_ranks=BYTES, special_tokens={})
     spaces = set(encoding.decode(encoding.encode_ordinary(everything)))
-    assert spaces == set(regex.findall(r"\s", everything)) == set(word_cuts._SPACES)
+    assert spaces == set(regex.findall(r"\s", everything)) == set(word_cuts.WHITE_SPACE)
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -41,13 +41,17 @@ from working_with_text_data.bytepair_enc import training
 from working_with_text_data.bytepair_enc.counting import chunks_of
 from working_with_text_data.bytepair_enc.fast_encoding import FastEncoder
 from working_with_text_data.bytepair_enc.patterns import GPT4_PATTERN, Pattern, splitter
-from working_with_text_data.bytepair_enc.word_cuts import CUTTERS
+from working_with_text_data.bytepair_enc.word_cuts import CUTTERS, WHITE_SPACE
 
 if TYPE_CHECKING:
     import tiktoken
 
 END_OF_TEXT = "<|endoftext|>"
 Spellings = Literal["all"] | Collection[str]
+SpecialFlag = Literal["single_word", "lstrip", "rstrip"]
+_FLAGS = ", ".join(get_args(SpecialFlag))
+# What Hugging Face's engine takes for a part of a word (`\w` as in Unicode's UTS 18, annex C).
+_WORD = regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]")
 _CHUNK = 2_000_000  # characters that one process encodes at a time
 _MAX_ID = 2**24 - 1  # `decode` has a table that is as long as the largest id
 _SLICE = 4_000  # ids that are decoded together: few enough that what is fetched stays in the processor's cache
@@ -67,9 +71,14 @@ class BytePairTokenizer:
             frequent they are). Tokens without a rank may be there too: they decode, but no text is encoded to them.
         nfc: write ordinary text in Unicode's composed form before it is cut, as Qwen and GPT-NeoX do: e and a combining
             accent become é. `decode` then gives that form. Python's Unicode decides, which may be older than another's.
+        add_prefix_space: put a space before ordinary text that begins with none, so that its first word is the token
+            that it is elsewhere (RoBERTa, Blenderbot). `decode` gives that space.
+        special_flags: of special tokens that look at what is beside them, their flags. `lstrip`, `rstrip`: white space
+            on that side belongs to the token (RoBERTa's `<mask>`), and `decode` does not give it. `single_word`: the
+            spelling is the token only where no letter, digit or `_` touches it.
 
     Raises:
-        ValueError: a byte is missing, an id is used twice, or the pattern does not compile.
+        ValueError: a byte is missing, an id is used twice, the pattern does not compile, or a flag is not one.
     """
 
     def __init__(
@@ -80,6 +89,8 @@ class BytePairTokenizer:
         name: str = "bytepair",
         ids: Mapping[bytes, int] | None = None,
         nfc: bool = False,
+        add_prefix_space: bool = False,
+        special_flags: Mapping[str, Collection[SpecialFlag]] | None = None,
     ) -> None:
         self.ranks = dict(ranks)
         self.ids = self.ranks if ids is None or ids == self.ranks else dict(ids)
@@ -87,6 +98,11 @@ class BytePairTokenizer:
         self.special_tokens = dict(special_tokens or {})
         self.name = name
         self.nfc = nfc
+        self.add_prefix_space = add_prefix_space
+        self.special_flags = {text: frozenset(flags) for text, flags in (special_flags or {}).items() if flags}
+        for text, flags in self.special_flags.items():
+            if text not in self.special_tokens or not flags <= set(get_args(SpecialFlag)):
+                raise ValueError(f"the flags {sorted(flags)} of {text!r}: these are {_FLAGS}, of a special token")
         wrong = [i for part in (self.ranks, self.ids, self.special_tokens) for i in part.values() if not _is_id(i)]
         if wrong:
             raise ValueError(f"the id {wrong[0]!r} is not a whole number from 0 to {_MAX_ID:,}")
@@ -119,7 +135,8 @@ class BytePairTokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For other processes: the vocabulary, without what was remembered of texts."""
-        return BytePairTokenizer, (self.ranks, self.pattern, self.special_tokens, self.name, self.ids, self.nfc)
+        before = (self.nfc, self.add_prefix_space, self.special_flags)
+        return BytePairTokenizer, (self.ranks, self.pattern, self.special_tokens, self.name, self.ids, *before)
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -242,7 +259,15 @@ class BytePairTokenizer:
             TypeError: `text` is not a string.
         """
         _require_text(text)
-        return np.frombuffer(self._encode_packed([text])[0], np.uint32).tolist()
+        return self.encode_part(self.with_prefix(text)).tolist()
+
+    def encode_part(self, text: str) -> npt.NDArray[np.uint32]:
+        """The ids of ordinary text as it is, uint32 (tokens,): a part that more of it may come before."""
+        return np.frombuffer(self._encode_packed([text])[0], np.uint32)
+
+    def with_prefix(self, text: str) -> str:
+        """The ordinary text, behind a space if it is to have one and has none; all of it, or a beginning."""
+        return f" {text}" if self.add_prefix_space and text and text[0] != " " else text
 
     def _encode_texts(
         self, texts: Sequence[str], allowed_special: Spellings, disallowed_special: Spellings
@@ -262,15 +287,30 @@ class BytePairTokenizer:
                     "or disallowed_special=() to encode it as ordinary text"
                 )
             ids, position = [], 0
-            for found in _any_of(frozenset(allowed)).finditer(text) if allowed else ():
-                ordinary.append(text[position : found.start()])
-                ids.append(np.uint32(self.special_tokens[found.group()]).tobytes())
-                position = found.end()
-            ordinary.append(text[position:])
+            for start, end, i in self._special_in(text, allowed):
+                ordinary.append(self.with_prefix(text[position:start]))
+                ids.append(np.uint32(i).tobytes())
+                position = end
+            ordinary.append(self.with_prefix(text[position:]))
             special.append(ids)
         packed = iter(self._encode_packed(ordinary))
         alternating = ([next(packed), *chain.from_iterable(zip(ids, packed, strict=False))] for ids in special)
         return [np.frombuffer(b"".join(parts), np.uint32) for parts in alternating]
+
+    def _special_in(self, text: str, allowed: set[str]) -> Iterator[tuple[int, int, int]]:
+        """Where allowed special tokens begin and end in `text`, with the white space that is theirs, and their ids."""
+        for found in _any_of(frozenset(allowed)).finditer(text) if allowed else ():
+            start, end = found.span()
+            flags = self.special_flags.get(found.group(), ())
+            if "single_word" in flags and (_WORD.search(text, max(start - 1, 0), start) or _WORD.match(text, end)):
+                continue
+            if "lstrip" in flags:
+                while start and text[start - 1] in WHITE_SPACE:
+                    start -= 1
+            if "rstrip" in flags:
+                while end < len(text) and text[end] in WHITE_SPACE:
+                    end += 1
+            yield start, end, self.special_tokens[found.group()]
 
     def _encode_packed(self, texts: Sequence[str]) -> list[bytes]:
         """The ids of each text, all of it ordinary, side by side as uint32."""
@@ -438,6 +478,10 @@ class BytePairTokenizer:
             digest.update(b"special:%d:%b" % (i, text.encode("utf-8")))
         if self.nfc:
             digest.update(b"nfc")
+        if self.add_prefix_space:
+            digest.update(b"add_prefix_space")
+        for text, flags in sorted(self.special_flags.items()):
+            digest.update(f"flags:{text}:{sorted(flags)}".encode())
         return digest.hexdigest()
 
     def __repr__(self) -> str:
@@ -469,7 +513,8 @@ class BytePairTokenizer:
         and of special tokens that begin one another, not always the longest is taken.
 
         Raises:
-            ValueError: it has several patterns, ids that are not ranks, or composes characters: tiktoken knows none.
+            ValueError: it has several patterns, ids that are not ranks, or changes text before it cuts: tiktoken does
+                none of these.
         """
         import tiktoken
 
@@ -477,8 +522,11 @@ class BytePairTokenizer:
             raise ValueError(f"tiktoken cuts text with one pattern, and {self.name!r} has {len(self.pattern)}")
         if self.ids is not self.ranks:
             raise ValueError(f"tiktoken takes ranks for ids, and in {self.name!r} they differ")
-        if self.nfc:
-            raise ValueError(f"tiktoken takes text as it is, and {self.name!r} composes characters first (NFC)")
+        if self.nfc or self.add_prefix_space or self.special_flags:
+            raise ValueError(
+                f"tiktoken takes text as it is, and {self.name!r} composes characters first (NFC), adds a space before "
+                "it, or has special tokens that look at what is beside them"
+            )
         return tiktoken.Encoding(
             self.name, pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.special_tokens
         )

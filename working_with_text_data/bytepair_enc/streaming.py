@@ -31,18 +31,21 @@ def encode_stream(tokenizer: BytePairTokenizer, parts: Iterable[str]) -> Iterato
     """
     waiting: list[str] = []
     characters = 0
+    begun = False
     for part in parts:
+        if not begun and part:
+            part, begun = tokenizer.with_prefix(part), True
         waiting.append(part)
         characters += len(part)
         if characters >= _PART and tokenizer.pattern in CUTTERS:
             text = "".join(waiting)
             cut = last_cut(text)
             if cut:
-                yield tokenizer.encode_to_numpy(text[:cut], disallowed_special=())
+                yield tokenizer.encode_part(text[:cut])
             waiting = [text[cut:]]
             # With no place to cut in it, ask again only when there is twice as much.
             characters = len(text) - cut if cut else -len(text)
-    yield tokenizer.encode_to_numpy("".join(waiting), disallowed_special=())
+    yield tokenizer.encode_part("".join(waiting))
 
 
 def encode_file(tokenizer: BytePairTokenizer, path: Path | str) -> Iterator[npt.NDArray[np.uint32]]:

@@ -16,9 +16,12 @@ Others' files say more, and each thing is either done as they say or refused in 
                                 taken where it is a whole piece, as tiktoken does; without, it is only decoded
     several cuts in a row       Splits, Digits and GPT-2's own cut, each of the pieces of the one before (DeepSeek)
     composed characters         the normalizer NFC (Qwen, GPT-NeoX): the same text to a reader, in other code points
-    refused                     what else changes the text before it is cut (another normalizer, a space put in front,
-                                white space that a special token takes along): decoding would not give the text back;
-                                chance (dropout); patterns that Hugging Face's engine reads otherwise than ours
+    a space in front            before all ordinary text that has none (Blenderbot): decoding gives it too
+    special tokens' flags       they take white space beside them along (RoBERTa's `<mask>`), or want to stand alone
+    classes in classes          `[^(\\s|[.,!?])]` (Bloom): the inner one's members are the outer one's
+    refused                     what else changes the text before it is cut (another normalizer): decoding would not
+                                give the text back; chance (dropout); patterns that Hugging Face's engine reads
+                                otherwise than ours
     not applied                 what comes after the ids of a text: templates that put special tokens around it,
                                 truncation, padding. `encode` gives the ids of the text alone, as `tokenizers` does with
                                 `add_special_tokens=False`. A special token that a text spells follows tiktoken's rules
@@ -31,17 +34,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_args
 
 import regex
 
 from utils.files import read_json, write_text
+from working_with_text_data.bytepair_enc.bpe import BytePairTokenizer, SpecialFlag
 from working_with_text_data.bytepair_enc.merging import PairOrder, PairRanks, merge_pieces
 from working_with_text_data.bytepair_enc.patterns import GPT2_PATTERN, Pattern
 from working_with_text_data.bytepair_enc.word_cuts import CUTTERS
-
-if TYPE_CHECKING:
-    from working_with_text_data.bytepair_enc.bpe import BytePairTokenizer
 
 
 def byte_alphabet() -> dict[int, str]:
@@ -115,18 +116,27 @@ def to_dict(tokenizer: BytePairTokenizer) -> dict[str, Any]:
             f"the special token {min(taken)!r} is spelled as an ordinary token is in this format: give it another "
             "spelling, such as <|name|>"
         )
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    prefix = tokenizer.add_prefix_space
+    if prefix and tokenizer.pattern not in (GPT2_PATTERN, ()):
+        raise ValueError("this format puts a space before a whole text (add_prefix_space) with GPT-2's pattern alone")
+    # Then the step ByteLevel cuts too: behind another, it would put a space before each piece.
+    cuts = prefix and tokenizer.pattern == GPT2_PATTERN
+    byte_level = {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": True, "use_regex": cuts}
     patterns = [tokenizer.pattern] if isinstance(tokenizer.pattern, str) else tokenizer.pattern
     splits = [
         {"type": "Split", "pattern": {"Regex": require_read_alike(pattern)}, "behavior": "Isolated", "invert": False}
-        for pattern in patterns
+        for pattern in (() if cuts else patterns)
     ]
+    added = []
+    for text, i in special:
+        flags = tokenizer.special_flags.get(text, ())
+        looks = {flag: flag in flags for flag in get_args(SpecialFlag)}
+        added.append({"id": i, "content": text, **looks, "normalized": False, "special": True})
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": i, "content": text, **flags} for text, i in special],
+        "added_tokens": added,
         "normalizer": {"type": "NFC"} if tokenizer.nfc else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, byte_level]},
         "post_processor": None,
@@ -158,8 +168,6 @@ def load(path: Path | str) -> BytePairTokenizer:
         ValueError: no such file, not JSON, or a tokenizer that this one cannot be (another algorithm, a normalizer).
             The message names the file.
     """
-    from working_with_text_data.bytepair_enc.bpe import BytePairTokenizer
-
     path = Path(path)
     if not path.is_file():
         raise ValueError(
@@ -169,7 +177,19 @@ def load(path: Path | str) -> BytePairTokenizer:
     content = read_json(path)
     try:
         ranks, ids, pattern, special = _parse(content)
-        return BytePairTokenizer(ranks, pattern, special, path.stem, ids, nfc=_composes(content))
+        return BytePairTokenizer(
+            ranks,
+            pattern,
+            special,
+            path.stem,
+            ids,
+            nfc=_composes(content),
+            add_prefix_space=list(_steps(content["pre_tokenizer"], "pretokenizers"))[-1].get("add_prefix_space", True),
+            special_flags={
+                token["content"]: {flag for flag in get_args(SpecialFlag) if token.get(flag)}
+                for token in content.get("added_tokens") or []
+            },
+        )
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{path} is not a Hugging Face tokenizer.json ({type(error).__name__}: {error})") from None
     except ValueError as error:
@@ -184,13 +204,6 @@ def _parse(content: dict[str, Any]) -> tuple[dict[bytes, int], dict[bytes, int],
     for setting in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(setting):
             raise ValueError(f"its {setting} ({model[setting]!r}) is not understood: only byte-level BPE without it is")
-    for token in added:
-        for flag in ("lstrip", "rstrip", "single_word"):
-            if token.get(flag):
-                raise ValueError(
-                    f"its token {token['content']!r} looks at what is beside it ({flag}), so ids would not give the "
-                    f"text back: set {flag} to false in the file"
-                )
     pattern = _pattern_of(content["pre_tokenizer"])
     special = {token["content"]: token["id"] for token in added}
     ids = {bytes_of_spelling(spelled): i for spelled, i in model["vocab"].items() if spelled not in special}
@@ -261,10 +274,10 @@ def _pattern_of(pre_tokenizer: dict[str, Any] | None) -> Pattern:
         raise ValueError(
             f"its pre-tokenizer ({_names(steps)}) does not end in ByteLevel: only byte-level BPE is understood"
         )
-    if steps[-1].get("add_prefix_space", True):
+    if steps[-1].get("add_prefix_space", True) and len(steps) > 1:
         raise ValueError(
-            "its pre-tokenizer puts a space before each text (add_prefix_space), so ids would not give it back: "
-            "set that to false in the file, and begin texts with a space"
+            f"its pre-tokenizer ({_names(steps)}) puts a space before each piece of a text (add_prefix_space), so ids "
+            "would not give it back: set that to false in the file"
         )
     patterns = [_pattern_of_step(step) for step in steps[:-1]]
     if steps[-1].get("use_regex", True):
@@ -277,7 +290,7 @@ def _pattern_of_step(step: dict[str, Any]) -> str:
         return r"\p{N}" if step["individual_digits"] else r"\p{N}+"
     if step["type"] == "Split":
         ((kind, pattern),) = step["pattern"].items()
-        pattern = regex.escape(pattern) if kind == "String" else require_read_alike(pattern)
+        pattern = regex.escape(pattern) if kind == "String" else require_read_alike(without_inner_classes(pattern))
         # Removed and inverted: the matches stay and what is between them goes, which for these patterns is nothing.
         keeps_matches = step["behavior"] == "Removed" and step["invert"] and pattern in CUTTERS
         if step["behavior"] == "Isolated" or keeps_matches:
@@ -291,6 +304,25 @@ _PARTS = regex.compile(
     r"\\p\{[^}]*\}|\\.|\[\^?(?:\[:\^?\w+:\]|\\.|[^\]\\])+\]|\(\?[A-Za-z-]+[:)]|\{\d*,?\d*\}\+|.", regex.S
 )
 _OTHERWISE = regex.compile(r"[\^$]|\\[hHNKOyYmM]|\{.*\}\+|\(\?.*m.*|\[\^?(?:\\.|[^\\])*?(?:\[(?!:)|&&).*", regex.S)
+
+# Classes with classes in them, which are neither negated nor have a sign for a range or an intersection where it would
+# get another meaning beside new neighbours. What stands behind a backslash begins none.
+_MEMBER = r"(?:[^\[\]\\&-]|\\.|&(?!&)|-(?!\[)|\[:\^?\w+:\])"
+_INNER = rf"\[(?![\^-])({_MEMBER}+)(?<!-)\](?!-)"
+_NESTED = regex.compile(rf"\\.|\[\^?(?:{_MEMBER}|{_INNER})+\]", regex.S)
+_IN_NESTED = regex.compile(rf"(\\.|\[:\^?\w+:\])|{_INNER}", regex.S)
+
+
+def without_inner_classes(pattern: str) -> str:
+    """The pattern with the members of classes in classes as members of these, which both engines read alike.
+
+    To Hugging Face's engine `[a[bc]]` is `[abc]`; to ours it would be one of `a[bc`, and a `]` behind.
+    """
+
+    def flat(found: regex.Match[str]) -> str:
+        return found[0][0] + _IN_NESTED.sub(lambda part: part[1] or part[2], found[0][1:])
+
+    return _NESTED.sub(flat, pattern)
 
 
 def require_read_alike(pattern: str) -> str:

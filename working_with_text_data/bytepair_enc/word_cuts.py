@@ -37,16 +37,16 @@ from working_with_text_data.bytepair_enc.patterns import (
 Cutter = Callable[[str], list[str]]
 
 # What `\s` is to the pattern's engines. Python's own has U+001C to U+001F too, which are signs to them.
-_SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029"
-_SPACES += "\u202f\u205f\u3000"
-_S, _N = f"[{_SPACES}]", f"[^{_SPACES}]"
+WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029"
+WHITE_SPACE += "\u202f\u205f\u3000"
+_S, _N = f"[{WHITE_SPACE}]", f"[^{WHITE_SPACE}]"
 # Possessive: nothing is ever given back, which saves a fifth of the time.
 _BEFORE_WHITE_SPACE = re.compile(f"{_S}*+{_N}++")
 _BEHIND_LINE_ENDS = re.compile(rf"{_S}*+{_N}++(?:[\r\n](?:{_S}*[\r\n])?+(?:/{_N}*+)?+)*+")
 
 
 def _cut(words: re.Pattern[str], text: str) -> list[str]:
-    body = text.rstrip(_SPACES)
+    body = text.rstrip(WHITE_SPACE)
     found: list[str] = words.findall(body)
     if len(body) == len(text):
         return found
@@ -91,10 +91,10 @@ def words_to_pieces(
         and ends.
     """
     # A dictionary, to keep the order: a set has another one in every process.
-    alone = {word: None for word in words if word[-1] in _SPACES and word[-1] not in "\r\n"}
+    alone = {word: None for word in words if word[-1] in WHITE_SPACE and word[-1] not in "\r\n"}
     together = [word for word in words if word not in alone] if alone else words
-    behind_space = [word for word in together if word[0] in _SPACES]
-    others = [word for word in together if word[0] not in _SPACES]
+    behind_space = [word for word in together if word[0] in WHITE_SPACE]
+    others = [word for word in together if word[0] not in WHITE_SPACE]
     for words_alike, between, pieces_between in ((behind_space, " a", 1), (others, " a\n", 2)):
         for group in ([w for w in words_alike if w.isascii()], [w for w in words_alike if not w.isascii()]):
             if not group:
