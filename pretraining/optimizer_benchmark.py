@@ -188,8 +188,6 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             loss = result["losses"][name]
             losses = loss["losses"]
             rate = float(loss["rate"])
-            edge = ", the highest tried" if rate == max(map(float, loss["tuning"])) else ""
-            edge = ", the lowest tried" if rate == min(map(float, loss["tuning"])) else edge
             decomposing = f"{step['first_step_seconds']:.1f}" if name.startswith("galore") else ""
             rows.append(
                 [
@@ -197,7 +195,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
                     f"{step['state_bytes'] / 1e6:,.0f}",
                     f"{statistics.median(step['seconds']):.3f}",
                     decomposing,
-                    f"{rate:g}{edge}",
+                    f"{rate:g}",
                     f"{statistics.mean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})",
                     where,
                 ]
