@@ -101,6 +101,7 @@ def create_app(
     app.post("/v1/chat/completions", response_model=None)(server.chat)
     app.post("/v1/completions", response_model=None)(server.complete)
     app.get("/health")(server.health)
+    app.head("/health", include_in_schema=False)(server.health)  # as some load balancers ask
     app.get("/metrics", response_model=None)(server.show_metrics)
     return app
 

@@ -270,6 +270,7 @@ def test_nobody_comes_in_without_a_key(api):
             answer = httpx.get(api.url + path, headers=headers)
             assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
     assert httpx.get(api.url + "/health").json() == {"status": "ok"}
+    assert (httpx.head(api.url + "/health").status_code, httpx.head(api.url + "/health").content) == (200, b"")
 
 
 def test_nobody_is_sent_elsewhere_with_a_key(api):
