@@ -42,8 +42,7 @@ from utils.context_report import where
 from utils.device_benchmarking import as_many_turns, describe_device
 from utils.devices import pick_device
 from utils.errors import UserError, run_command
-from utils.files import read_json, require_writable, write_json
-from utils.readme_tables import markdown_table, require_markers, write_block
+from utils.readme_tables import markdown_table, publish
 from utils.tracking import REPOSITORY, provenance
 
 CHAPTER = REPOSITORY / "gpt_model"
@@ -366,21 +365,8 @@ def main(options: GenerationBenchmark) -> None:
     options.check()
     in_chapter = options.out == CHAPTER / "results"
     readme = CHAPTER / "README.md" if options.readme is None and in_chapter else options.readme
-    path = options.out / "generation.json"
-    if readme is not None:
-        require_markers(readme, "generation")
-    if options.report_only:
-        report = read_json(path)
-    else:
-        require_writable(options.out)
-        report = measure(options)
-        write_json(path, report)
-        print(f"Wrote {path}")
-    if readme is not None:
-        write_block(readme, "generation", tables(report))
-        print(f"Wrote the tables in {readme}")
-    else:
-        print(f"\n{tables(report)}")
+    measured = None if options.report_only else partial(measure, options)
+    publish(options.out / "generation.json", measured, tables, readme, "generation")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,7 @@ from utils.context_report import where
 from utils.device_benchmarking import describe_device
 from utils.devices import pick_device
 from utils.errors import UserError, run_command
-from utils.files import read_json, require_writable, write_json
-from utils.readme_tables import markdown_table, require_markers, write_block
+from utils.readme_tables import markdown_table, publish
 from utils.tracking import REPOSITORY, provenance
 from working_with_text_data.token_shards import TokenShards, evaluation_windows
 
@@ -179,21 +179,8 @@ def main(options: SpeculativeBenchmark) -> None:
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
     readme = CHAPTER / "README.md" if options.readme is None and options.out == CHAPTER / "results" else options.readme
-    path = options.out / "speculative.json"
-    if readme is not None:
-        require_markers(readme, "speculative")
-    if options.report_only:
-        report = read_json(path)
-    else:
-        require_writable(options.out)
-        report = measure(options)
-        write_json(path, report)
-        print(f"Wrote {path}")
-    if readme is not None:
-        write_block(readme, "speculative", table(report))
-        print(f"Wrote the table in {readme}")
-    else:
-        print(f"\n{table(report)}")
+    measured = None if options.report_only else partial(measure, options)
+    publish(options.out / "speculative.json", measured, table, readme, "speculative")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ from utils.context_report import Row, draw, is_row, line_of
 from utils.device_benchmarking import describe_device
 from utils.devices import pick_device
 from utils.errors import UserError
-from utils.files import read_json, require_writable, write_json
-from utils.readme_tables import require_markers, write_block
+from utils.readme_tables import publish
 from utils.tracking import REPOSITORY, provenance
 
 NumberFormat = Literal["float32", "bfloat16"]
@@ -131,20 +130,13 @@ def run_benchmark(
     out = options.out or (chapter / "results" if in_chapter else REPOSITORY / "runs" / "quick" / chapter.name)
     readme = chapter / "README.md" if options.readme is None and in_chapter else options.readme
     path, picture = out / "benchmark.json", out / "benchmark.png"
-    if readme is not None:
-        require_markers(readme, block)
-    if options.report_only:
-        report = read_json(path)
-    else:
-        require_writable(out)
+
+    def told() -> dict[str, Any]:
         print(f"Measures {len(options.dtypes)} number formats at {len(options.contexts)} contexts, for {path}")
-        report = measure()
-        write_json(path, report)
-        print(f"\nWrote {path}")
-    draw(picture, report, of)
-    print(f"Wrote {picture}")
-    if readme is not None:
-        write_block(readme, block, tables(report))
-        print(f"Wrote the tables in {readme}")
-    else:
-        print(f"\n{tables(report)}")
+        return measure()
+
+    def drawn(report: dict[str, Any]) -> None:
+        draw(picture, report, of)
+        print(f"Wrote {picture}")
+
+    publish(path, None if options.report_only else told, tables, readme, block, drawn)

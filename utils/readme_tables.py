@@ -8,12 +8,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.files import read_json, write_text
+from utils.files import read_json, require_writable, write_json, write_text
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> str:
@@ -65,6 +65,43 @@ def require_markers(path: Path, name: str) -> None:
             f"{path} needs the lines <!-- {name}:begin --> and <!-- {name}:end -->, once each, where the tables "
             "belong: add them, or choose another folder with --out"
         ) from None
+
+
+def publish(
+    path: Path,
+    measure: Callable[[], dict[str, Any]] | None,
+    tables: Callable[[dict[str, Any]], str],
+    readme: Path | None,
+    block: str,
+    draw: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
+    """What a benchmark of one file does: writes what it measured to `path`, and the tables of it into `readme`.
+
+    Args:
+        measure: None to take what stands in `path`.
+        readme: None to print the tables.
+        block: the name of the README's markers.
+        draw: makes the picture, where there is one.
+
+    Raises:
+        UserError: the markers or the figures are not there, or the folder cannot be written to.
+    """
+    if readme is not None:
+        require_markers(readme, block)
+    if measure is None:
+        report = read_json(path)
+    else:
+        require_writable(path.parent)
+        report = measure()
+        write_json(path, report)
+        print(f"Wrote {path}")
+    if draw is not None:
+        draw(report)
+    if readme is not None:
+        write_block(readme, block, tables(report))
+        print(f"Wrote the tables in {readme}")
+    else:
+        print(f"\n{tables(report)}")
 
 
 def write_block(path: Path | str, name: str, content: str) -> None:
