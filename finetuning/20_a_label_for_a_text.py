@@ -831,9 +831,10 @@ assert pair[0]["accuracy_high"] < pair[1]["accuracy_low"]
 # say the next token does not hold a verdict ready; something in the body has to learn. The choices in between are
 # nearly as good as everything, or as good, and 4,000 reviews do not tell them apart well.
 #
-# What would beat the count of words? A base that has read more than reviews. Howard and Ruder (2018) let an LSTM read a
-# hundred million words of Wikipedia first, then reviews, and report 95.4% on IMDb. Here a processor's hour was the
-# limit; `train_classifier.py --model gpt2` takes a base that somebody else paid for.
+# Not all was tried: each GPT had one rate, LoRA and the head alone had two, and no text was learned more than twice.
+# What might beat the count of words, then, is more of that, or a base that has read more than reviews. Howard and Ruder
+# (2018) let an LSTM read a hundred million words of Wikipedia first, then reviews, and report 95.4% on IMDb. Here a
+# processor's hour was the limit; `train_classifier.py --model gpt2` takes a base that somebody else paid for.
 #
 # ## 8. What padding costs
 #

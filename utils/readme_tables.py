@@ -84,7 +84,8 @@ def publish(
         draw: makes the picture, where there is one.
 
     Raises:
-        UserError: the markers or the figures are not there, or the folder cannot be written to.
+        UserError: the markers are not there.
+        OSError: there are no figures to take, or the folder cannot be written to.
     """
     if readme is not None:
         require_markers(readme, block)
