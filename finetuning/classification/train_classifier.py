@@ -74,6 +74,8 @@ class TrainClassifier(TuningOptions, DataOptions):
             raise UserError(f"--lora trains adapters and the head: leave out --learn {self.learn}")
         if self.lora and self.from_scratch:
             raise UserError("--lora adapts weights that are there, and --from-scratch takes them away: choose one")
+        if self.max_length is not None and self.max_length < 2:
+            raise UserError(f"--max-length must be at least 2 tokens, got {self.max_length}")
         if self.eval_texts < 2:
             raise UserError(f"--eval-texts must be at least 2, got {self.eval_texts}")
 
@@ -88,7 +90,7 @@ def make_classifier(options: TrainClassifier, labels: tuple[str, ...]) -> tuple[
     seed_everything(options.seed)
     if options.from_scratch:
         gpt = type(gpt)(gpt.config)
-    length = options.max_length or gpt.config.context_length
+    length = gpt.config.context_length if options.max_length is None else options.max_length
     classifier = GPTClassifier(gpt, ClassifierConfig(labels, options.pooling, length, options.cut))
     if options.lora:
         add_lora(gpt, options.adapters())

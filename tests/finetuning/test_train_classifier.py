@@ -219,6 +219,7 @@ def test_what_does_not_fit_gets_one_clear_line(run, base, tmp_path):
     ours = flags(options(base, tmp_path / "run"))
     assert_one_clear_line(run(SCRIPT, *ours, "--model", tmp_path / "nowhere"), "nowhere")
     assert_one_clear_line(run(SCRIPT, *ours, "--max-length", 65), "context of 64")
+    assert_one_clear_line(run(SCRIPT, *ours, "--max-length", 0), "--max-length must be at least 2")
     assert_one_clear_line(run(SCRIPT, *ours, "--lora", "--learn", "head"), "leave out --learn")
     assert_one_clear_line(run(SCRIPT, *ours, "--lora", "--lora-targets", "q_proj"), "this model has")
     assert_one_clear_line(run(SCRIPT, *ours, "--validation", "1.5"), "--validation is a share")
