@@ -15,7 +15,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from attention_mechanisms.masks import causal_mask
 
@@ -87,9 +86,22 @@ def fast_attention(
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)  # (batch, n_kv_head, group, d)
         return y.reshape(batch, n_head, 1, -1)[..., :d_value]
     # is_causal aligns queries and keys at the top left, which is right for square scores only. Behind a cache they
-    # belong at the bottom right. CUDA's kernels know that alignment by its name; elsewhere the mask is written out.
+    # belong at the bottom right.
     if causal and tokens < keys:
-        mask = causal_lower_right(tokens, keys) if q.is_cuda else causal_mask(tokens, keys, q.device)
+        mask = mask_behind_cache(tokens, keys, q.device)
     grouped, square = n_kv_head < n_head, causal and tokens == keys
     y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=square, scale=scale, enable_gqa=grouped)
     return y[..., :d_value]
+
+
+def mask_behind_cache(tokens: int, keys: int, device: torch.device) -> Tensor:
+    """The causal mask of the last `tokens` of `keys` positions, (tokens, keys).
+
+    CUDA's kernels know this alignment by its name, which is a tensor subclass that `torch.compile` cannot make;
+    elsewhere the mask is written out.
+    """
+    if device.type != "cuda" or torch.compiler.is_compiling():
+        return causal_mask(tokens, keys, device)
+    from torch.nn.attention.bias import causal_lower_right  # a second to import, as much as all of torch
+
+    return causal_lower_right(tokens, keys)

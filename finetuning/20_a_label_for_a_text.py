@@ -1254,7 +1254,7 @@ print(inspect.getsource(GPTClassifier.head))
 # all batches and ranks together:
 
 # %%
-from finetuning.classification.classifier import LabelLoss
+from finetuning.classification.train_classifier import LabelLoss
 
 print(inspect.getsource(LabelLoss.forward))
 summed = LabelLoss(best_gpt)(*[few[0], few_labels, few[1]])

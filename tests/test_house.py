@@ -46,6 +46,16 @@ def test_an_installed_project_is_this_repository_from_any_folder(tmp_path):
     assert [Path(line).parent for line in done.stdout.splitlines()] == [ROOT / "utils", ROOT / "gpt_model"]
 
 
+def test_what_does_not_train_starts_without_what_training_needs():
+    """torch's compiler and its distributed tensors take as long to import as all the rest of torch."""
+    code = (
+        "import sys, deployment.api, gpt_model.generate, finetuning.classification.predict, finetuning.instruction.ask"
+    )
+    code += "; print(*{{'torch._dynamo', 'torch.distributed.tensor', 'sklearn'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 @pytest.mark.parametrize("package", sorted(FLOOR_OF))
 def test_imports_only_go_down(package):
     for path in (ROOT / package).rglob("*.py"):

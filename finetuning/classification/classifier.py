@@ -26,17 +26,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from gpt_model import GPT, load_model, load_tokenizer
-from pretraining.training_loop import Objective
 from utils.devices import TrainingPrecision, autocast
 from utils.files import read_json
 from working_with_text_data.bytepair_enc import BytePairTokenizer
-from working_with_text_data.token_shards import IGNORE
 
 CONFIG, HEAD = "classifier.json", "classifier.safetensors"
 Pooling = Literal["last", "mean"]
@@ -106,24 +103,6 @@ class GPTClassifier(nn.Module):
             pooled = total / lengths.clamp(min=1)[:, None]
         logits: Tensor = self.score(pooled)
         return logits
-
-
-class LabelLoss(Objective):
-    """The surprise at the right labels, summed over a batch, in nats."""
-
-    def __init__(self, classifier: GPTClassifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-        self._body: Any = classifier.gpt.hidden_states
-
-    def forward(self, ids: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
-        """`ids` (batch, tokens); `labels` and `lengths` (batch,), with `IGNORE` where a row holds no text."""
-        logits = self.classifier.head(self._body(ids), lengths).float()  # (batch, labels)
-        return F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE)
-
-    def compile_parts(self) -> None:
-        """The body; batches have many lengths, so kernels are made for any."""
-        self._body = torch.compile(self.classifier.gpt.hidden_states, dynamic=True)
 
 
 # --- texts to ids -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn import metrics as sk
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]
@@ -59,6 +58,8 @@ def roc_auc(truth: Ints, probabilities: Floats) -> float:
 
     A label that no text has cannot be told from the others: the mean is over those that are there.
     """
+    from sklearn import metrics as sk  # here, as it takes a second that not all need
+
     if probabilities.shape[1] == 2:
         return float(sk.roc_auc_score(truth, probabilities[:, 1]))
     return float(np.mean([sk.roc_auc_score(truth == i, probabilities[:, i]) for i in np.unique(truth)]))
@@ -71,6 +72,8 @@ def report(truth: Sequence[int] | Ints, probabilities: Floats) -> dict[str, Any]
         truth: (texts,), the right labels.
         probabilities: (texts, labels).
     """
+    from sklearn import metrics as sk
+
     truth = np.asarray(truth)
     n_labels = probabilities.shape[1]
     answers = probabilities.argmax(axis=1)

@@ -20,13 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from finetuning.classification.classifier import (
     ClassifierConfig,
     Cut,
     GPTClassifier,
-    LabelLoss,
     Pooling,
     encode_texts,
     load_classifier,
@@ -100,6 +99,24 @@ def make_classifier(options: TrainClassifier, labels: tuple[str, ...]) -> tuple[
             gpt.transformer.blocks[-1].requires_grad_(True)
             gpt.transformer.ln_f.requires_grad_(True)
     return classifier.train(), tokenizer
+
+
+class LabelLoss(Objective):
+    """The surprise at the right labels, summed over a batch, in nats."""
+
+    def __init__(self, classifier: GPTClassifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self._body: Any = classifier.gpt.hidden_states
+
+    def forward(self, ids: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
+        """`ids` (batch, tokens); `labels` and `lengths` (batch,), with `IGNORE` where a row holds no text."""
+        logits = self.classifier.head(self._body(ids), lengths).float()  # (batch, labels)
+        return F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE)
+
+    def compile_parts(self) -> None:
+        """The body; batches have many lengths, so kernels are made for any."""
+        self._body = torch.compile(self.classifier.gpt.hidden_states, dynamic=True)
 
 
 class Classification:

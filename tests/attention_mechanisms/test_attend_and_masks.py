@@ -8,13 +8,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention.bias import CausalBias
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from attention_mechanisms import Rotary
-from attention_mechanisms.attend import fast_attention, plain_attention, rms_normalised
+from attention_mechanisms.attend import fast_attention, mask_behind_cache, plain_attention, rms_normalised
 from attention_mechanisms.masks import causal_mask, document_mask, visible, windowed
-from attention_mechanisms.rotary import rotation_table
+from attention_mechanisms.rotary import _constant_table, rotation_table
 
 
 def make_qkv(group: int, tokens: int, keys: int, d: int = 6, d_value: int = 6) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,6 +71,15 @@ def test_the_weights_sum_to_one_and_are_zero_where_masked():
     torch.testing.assert_close(weights.sum(3), torch.ones(2, 4, 3))
     assert (weights[..., ~mask] == 0).all()
     torch.testing.assert_close(y, weights @ v.repeat_interleave(2, 1))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_mask_behind_a_cache_says_the_same_by_its_name(device):
+    mask = mask_behind_cache(3, 8, torch.device(device))
+    assert isinstance(mask, CausalBias) == (device == "cuda")
+    q, k, v = (torch.randn(1, 2, tokens, 4) for tokens in (3, 8, 8))
+    expected = plain_attention(q, k, v, causal_mask(3, 8))[0]
+    torch.testing.assert_close(F.scaled_dot_product_attention(q, k, v, mask), expected)
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
@@ -228,6 +238,11 @@ def test_tables_made_while_generating_serve_training():
     y.square().sum().backward()
     torch.testing.assert_close(x.grad, 2 * x)  # a rotation leaves lengths as they are
     assert rotation_table.cache_info().currsize == 1
+
+
+def test_a_constant_is_marked_as_torch_s_decorator_marks_it():
+    decorated = torch.compiler.assume_constant_result(lambda: None)
+    assert vars(decorated) and vars(_constant_table) == vars(decorated)
 
 
 def test_a_compiled_model_does_not_make_the_table_anew():

@@ -14,7 +14,6 @@ from sklearn import metrics as sk
 from finetuning.classification.classifier import (
     ClassifierConfig,
     GPTClassifier,
-    LabelLoss,
     encode_texts,
     load_classifier,
     padded,
@@ -29,6 +28,7 @@ from finetuning.classification.metrics import (
     save_picture,
 )
 from finetuning.classification.predict import contributions_of, predict, save_words
+from finetuning.classification.train_classifier import LabelLoss
 from gpt_model import GPT, GPTConfig, load_model
 from gpt_model.pretrained import to_huggingface
 from tests.conftest import assert_one_clear_line
