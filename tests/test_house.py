@@ -48,10 +48,9 @@ def test_an_installed_project_is_this_repository_from_any_folder(tmp_path):
 
 def test_what_does_not_train_starts_without_what_training_needs():
     """torch's compiler and its distributed tensors take as long to import as all the rest of torch."""
-    code = (
-        "import sys, deployment.api, gpt_model.generate, finetuning.classification.predict, finetuning.instruction.ask"
-    )
-    code += "; print(*{{'torch._dynamo', 'torch.distributed.tensor', 'sklearn'}} & set(sys.modules))"
+    modules = "deployment.api, gpt_model.generate, finetuning.classification.predict, finetuning.instruction.ask"
+    heavy = "{'torch._dynamo', 'torch.distributed.tensor', 'sklearn'}"
+    code = f"import sys, {modules}; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 
