@@ -7,7 +7,9 @@ import itertools
 import json
 import random
 import signal
+import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import SimpleNamespace
 
@@ -216,6 +218,34 @@ def test_memory_is_bounded(monkeypatch):
     assert len(tokenizer._encoder._pieces) < 60
 
 
+def test_memory_is_bounded_where_words_are_long(monkeypatch):
+    monkeypatch.setattr(fast_encoding, "_CHARACTERS", 5_000)
+    for pattern in (GPT4_PATTERN, r"\p{L}+|\P{L}+"):
+        tokenizer = BytePairTokenizer.train([TEXTS[0] + "aa"], 260, pattern)
+        for number in range(50):
+            text = f"{number}".translate(str.maketrans("0123456789", "abcdefghij")) * 500
+            assert tokenizer.decode(tokenizer.encode_ordinary(text)) == text
+            assert sum(map(len, tokenizer._encoder._words)) < 7_000
+            assert sum(map(len, tokenizer._encoder._pieces)) < 7_000
+
+
+def test_threads_may_share_a_tokenizer(monkeypatch):
+    """Each thread has words that no other has seen; who learns, moves tables that others read."""
+    tokenizer = BytePairTokenizer.train([" ".join(TEXTS[:300])], 700)
+    made = random.Random(0)
+    texts = [" ".join("".join(made.choices("abcdefgh", k=7)) for _ in range(4000)) for _ in range(6)]
+    expected = [BytePairTokenizer(tokenizer.ranks, tokenizer.pattern).encode_ordinary(text) for text in texts]
+    monkeypatch.setattr(fast_encoding, "_REMEMBERED", 5_000)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            for _ in range(3):
+                assert list(pool.map(tokenizer.encode_ordinary, texts)) == expected
+    finally:
+        sys.setswitchinterval(before)
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_batches_are_the_same_for_any_number_of_processes(monkeypatch, processes):
     from working_with_text_data.bytepair_enc import bpe
@@ -357,6 +387,7 @@ def test_a_kill_while_counting_loses_a_minute_at_most(tmp_path, monkeypatch):
 def test_a_damaged_checkpoint_of_counting_is_refused(tmp_path):
     checkpoint = tmp_path / "state.gz"
     made_for = {"pattern": GPT4_PATTERN, "byte_order": list(range(256)), "max_pieces": 20_000_000, "corpus": ""}
+    made_for["min_frequency"] = 2
     for state in (
         {"texts": 1, "pieces": ["a"], "counts": []},
         {"texts": 1, "pieces": ["a"]},
@@ -374,7 +405,14 @@ def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path):
         training.learn_from_texts(TEXTS, 5, GPT2_PATTERN, checkpoint=checkpoint)
     with pytest.raises(ValueError, match="another corpus: delete it"):
         training.learn_from_texts(TEXTS, 5, GPT4_PATTERN, checkpoint=checkpoint, corpus="other texts")
+    with pytest.raises(ValueError, match="made with another min_frequency"):
+        training.learn_from_texts(TEXTS, 5, GPT4_PATTERN, checkpoint=checkpoint, min_frequency=3)
     whole = checkpoint.read_bytes()
+    content = json.loads(gzip.decompress(whole))
+    for wrong in ({"frequency": content["frequency"][1:]}, {"merges": [[300, 7]]}, {"merges": [["a", "b"]]}):
+        checkpoint.write_bytes(gzip.compress(json.dumps(content | wrong).encode()))
+        with pytest.raises(ValueError, match="not a readable checkpoint"):
+            training.learn_from_texts(TEXTS, 5, GPT4_PATTERN, checkpoint=checkpoint)
     checkpoint.write_bytes(gzip.compress(b'{"words": ["ab"], "frequency": [3], "merges": []}'))
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         training.learn_from_texts(TEXTS, 5, GPT4_PATTERN, checkpoint=checkpoint)

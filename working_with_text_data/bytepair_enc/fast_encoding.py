@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, chain, islice, pairwise
 from sys import byteorder
+from threading import Lock
 
 import numpy as np
 
@@ -27,10 +28,11 @@ _BLOCK = 8_000  # characters that are looked up together: few enough for the pro
 _MANY = 300  # new pieces; from here on merging them together beats merging one by one
 _SHORT_PIECE = 40  # bytes; longer ones are rare, and merging them together with others would make all wait for them
 _REMEMBERED = 1 << 20  # words, and pieces; of more, all are forgotten, which bounds the memory
+_CHARACTERS = 1 << 24  # of all remembered words, or pieces: a text without white space is one word
 
 
 class FastEncoder:
-    """From a text to its ids, side by side as uint32.
+    """From a text to its ids, side by side as uint32. Threads may share it: one of them learns at a time.
 
     Args:
         ranks: the bytes of each ordinary token -> its id.
@@ -47,9 +49,10 @@ class FastEncoder:
         cut: Cutter | None,
     ) -> None:
         self._ranks, self._tokens, self._split, self._cut = ranks, tokens, split, cut
-        self._words: dict[str, bytes] = {}
-        self._pieces: dict[str, bytes] = {}
+        self._words, self._word_characters = dict[str, bytes](), 0
+        self._pieces, self._piece_characters = dict[str, bytes](), 0
         self._pair_ranks: PairRanks | None = None  # made when first needed
+        self._learning = Lock()
 
     def encode(self, text: str) -> bytes:
         """The ids of `text`, all of it ordinary, as packed uint32.
@@ -59,8 +62,9 @@ class FastEncoder:
         """
         if self._cut is None:
             pieces = self._split(text)
-            self._learn_pieces(set(pieces))
-            return b"".join(map(self._pieces.__getitem__, pieces))
+            with self._learning:
+                known = self._learn_pieces(set(pieces))
+            return b"".join(map(known.__getitem__, pieces))
         if len(text) <= _BLOCK:
             return self._encode_blocks([text])[0]
         return b"".join([b"".join(self._encode_blocks(blocks(part, _BLOCK))) for part in blocks(text, _TOGETHER)])
@@ -76,8 +80,8 @@ class FastEncoder:
     def _encode_blocks(self, texts: Iterable[str]) -> list[bytes]:
         """Looks all words up, learns those that are new from all blocks together, and fills them in."""
         assert self._cut is not None
-        if len(self._words) > _REMEMBERED:
-            self._words.clear()
+        if len(self._words) > _REMEMBERED or self._word_characters > _CHARACTERS:
+            self._words, self._word_characters = {}, 0  # not cleared: another thread may be looking things up
         known, new = self._words, set[str]()
         encoded: list[bytes] = []
         waiting: list[tuple[int, list[bytes | None], dict[int, str]]] = []
@@ -92,29 +96,32 @@ class FastEncoder:
                 waiting.append((len(encoded), found, missing))
                 encoded.append(b"")
         if waiting:
-            self._learn_words(list(new))
+            with self._learning:
+                self._learn_words(list(new), known)
             for block, found, missing in waiting:
                 for i, word in missing.items():
                     found[i] = known[word]
                 encoded[block] = b"".join(found)  # type: ignore[arg-type]
         return encoded
 
-    def _learn_words(self, new: list[str]) -> None:
+    def _learn_words(self, new: list[str], known: dict[str, bytes]) -> None:
+        self._word_characters += sum(map(len, new))
         for group, pieces, starts, ends in words_to_pieces(new, self._split):
-            self._learn_pieces(set(pieces))
-            ids = list(map(self._pieces.__getitem__, pieces))
+            ids = list(map(self._learn_pieces(set(pieces)).__getitem__, pieces))
             all_ids = b"".join(ids)
             places = [0, *accumulate(map(len, ids))]
             for word, start, end in zip(group, starts, ends, strict=True):
-                self._words[word] = all_ids[places[start] : places[end]]
+                known[word] = all_ids[places[start] : places[end]]
 
-    def _learn_pieces(self, pieces: set[str]) -> None:
-        if len(self._pieces) > _REMEMBERED:
-            self._pieces.clear()
+    def _learn_pieces(self, pieces: set[str]) -> dict[str, bytes]:
+        """What is remembered of pieces, these among them."""
+        if len(self._pieces) > _REMEMBERED or self._piece_characters > _CHARACTERS:
+            self._pieces, self._piece_characters = {}, 0
         known, ranks = self._pieces, self._ranks
         to_merge: dict[str, bytes] = {}
         for piece in pieces:
             if piece not in known:
+                self._piece_characters += len(piece)
                 data = piece.encode("utf-8")
                 token = ranks.get(data)
                 if token is not None:
@@ -126,13 +133,14 @@ class FastEncoder:
         if len(to_merge) < _MANY:
             for piece, data in to_merge.items():
                 known[piece] = _packed(merge_by_heap(data, ranks))
-            return
+            return known
         if self._pair_ranks is None:
             self._pair_ranks = PairRanks(ranks, self._tokens)
         ids, counts = merge_pieces(list(to_merge.values()), self._pair_ranks)
         packed = ids.astype(np.uint32).tobytes()
         ends = [0, *(4 * np.cumsum(counts)).tolist()]
         known.update(zip(to_merge, [packed[start:end] for start, end in pairwise(ends)], strict=True))
+        return known
 
 
 def _packed(ids: list[int]) -> bytes:
