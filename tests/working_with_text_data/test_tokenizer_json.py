@@ -22,12 +22,13 @@ from tests.working_with_text_data.test_bpe import ASSIGNED, NATURAL, TEXT
 from working_with_text_data.bytepair_enc import GPT2_PATTERN, BytePairTokenizer, fast_encoding, streaming
 from working_with_text_data.bytepair_enc.bpe import SpecialFlag
 from working_with_text_data.bytepair_enc.merging import PairOrder, PairRanks
-from working_with_text_data.bytepair_enc.patterns import FIRST_GPT4_PATTERN
+from working_with_text_data.bytepair_enc.patterns import FIRST_GPT4_PATTERN, compile_pattern, split_into_pieces
 from working_with_text_data.bytepair_enc.tokenizer_json import (
     byte_alphabet,
     bytes_of_spelling,
     last_parts,
     merged_alone,
+    require_read_alike,
     without_inner_classes,
 )
 
@@ -361,6 +362,10 @@ def with_token_after_nfc(theirs: Tokenizer) -> None:
     theirs.add_tokens([AddedToken("<m>", normalized=True)])
 
 
+def adding(**normalized: bool):
+    return lambda theirs: theirs.add_tokens([AddedToken(token, normalized=n) for token, n in normalized.items()])
+
+
 def split(pattern, behavior="isolated", invert=False):
     return pre_tokenizers.Sequence([pre_tokenizers.Split(pattern, behavior, invert=invert), BYTES])
 
@@ -391,7 +396,7 @@ def split(pattern, behavior="isolated", invert=False):
             "a step that is not understood: Punctuation",
         ),
         (with_(pre_tokenizer=split(Regex(r"\s"), "removed")), r"Split \(Removed\) is not understood"),
-        (with_(pre_tokenizer=split(Regex(r"\w+"), "removed", True)), r"Split \(Removed\) is not understood"),
+        (with_(pre_tokenizer=split(Regex(r"\S+"), "removed", True)), r"Split \(Removed\) is not understood"),
         (with_(pre_tokenizer=split(Regex(r"\s"), "merged_with_next")), r"Split \(MergedWithNext\) is not understood"),
         *(
             (with_(pre_tokenizer=split(Regex(pattern))), "which Hugging Face's engine reads otherwise than ours")
@@ -406,9 +411,27 @@ def split(pattern, behavior="isolated", invert=False):
                 r"[[a]-z]",
                 r"(?m).+",
                 r"\N",
+                r"\w+|\W",
+                r"\bx",
+                r"[\w']+",
+                r"[[:digit:]]+",
+                r"\pL+",
+                r"\p{Co}",
+                r"(?i:ss)",
+                r"the(?i)|IN",
+                r"a\Z",
+                r"\p{N}{3}?",
+                r"(?:in){e<=1}",
+                r"a(*SKIP)(*FAIL)|b",
             )
         ),
-        (lambda t: t.add_tokens(["the"]), "'th' and b'e'|b't' and b'he'"),
+        (lambda t: t.add_tokens(["the"]), "its added token 'the' is an ordinary one too"),
+        (adding(York=False, New_York_City=True), "'York' and 'New_York_City' can overlap"),
+        (adding(xab=False, bc=True), "'xab' and 'bc' can overlap"),
+        (
+            lambda t: t.add_tokens([" ", AddedToken("<m>", lstrip=True)]),
+            "' ' has white space at an end, and '<m>' takes",
+        ),
     ],
 )
 def test_what_would_change_ids_or_text_is_refused_in_one_line(tmp_path, change, message):
@@ -443,6 +466,52 @@ def test_files_that_do_not_hold_together_are_refused_in_one_line(tmp_path, chang
     with pytest.raises(ValueError, match=message) as caught:
         BytePairTokenizer.load(tmp_path / "theirs.json")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", [r"\p{N}", r"\P{L}", r"\p{Lu}", r"\p{P}", r"\p{S}", r"\p{Z}", r"\p{Cf}", r"\p{Han}",
+                                  r"\p{^Latin}", r"\p{Alphabetic}", r"\s", r"\D", "[[:alpha:]]", "[^[:xdigit:]]",
+                                  r"[\s\p{M}a-f&-]", r"[\x41\u00df.]", "(?i:[sdmt]|ll|ve|re)", "."])  # fmt: skip
+def test_what_is_taken_as_read_alike_is_read_alike(part):
+    """On all characters of Unicode 15 or before: what came since, one of the two may not know."""
+    characters = [chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000]
+    text = "\n".join(c for c in characters if unicodedata.category(c) not in ("Cn", "Co") and c != "\n")
+    theirs = pre_tokenizers.Split(Regex(require_read_alike(part)), "removed", invert=True).pre_tokenize_str(text)
+    ours = {piece for piece in split_into_pieces(compile_pattern(part), text) if regex.fullmatch(part, piece)}
+    assert {piece for piece, _ in theirs} - {"\n"} == ours - {"\n"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["added_tokens"][-1].update(id=900), r"has the id 900, and tokenizers gives it \d+, the next"),
+        (lambda c: c["added_tokens"].append(c["added_tokens"][-1]), "is added twice"),
+        (lambda c: c["model"].update(byte_fallback=True), "a BPE with byte_fallback tokenizer"),
+        (lambda c: c["model"]["merges"].append(["a", "b", "c"]), r"merge \['a', 'b', 'c'\] is not one of two tokens"),
+    ],
+)
+def test_what_the_library_would_read_otherwise_is_refused_in_one_line(tmp_path, change, message):
+    theirs = trained("roberta")
+    theirs.add_tokens(["<new>"])
+    content = json.loads(theirs.to_str())
+    change(content)
+    (tmp_path / "t.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        BytePairTokenizer.load(tmp_path / "t.json")
+
+
+def test_the_order_of_a_vocabulary_in_its_file_makes_no_difference(tmp_path):
+    """Shards are known by the fingerprint of their tokenizer: after saving and loading it has to be the same."""
+    content = json.loads(changed(trained("roberta"), as_roberta).to_str())
+    entries = list(content["model"]["vocab"].items())
+    fingerprints = set()
+    for number in range(3):
+        random.Random(number).shuffle(entries)
+        content["model"]["vocab"] = dict(entries)
+        (tmp_path / "t.json").write_text(json.dumps(content), encoding="utf-8")
+        tokenizer = BytePairTokenizer.load(tmp_path / "t.json")
+        tokenizer.save(tmp_path / "saved.json")
+        fingerprints |= {tokenizer.fingerprint, BytePairTokenizer.load(tmp_path / "saved.json").fingerprint}
+    assert len(fingerprints) == 1
 
 
 def test_a_pattern_that_they_read_otherwise_is_not_saved_and_not_trained(run, tmp_path):

@@ -42,7 +42,7 @@ from utils.files import read_json, write_text
 from working_with_text_data.bytepair_enc.bpe import BytePairTokenizer, SpecialFlag
 from working_with_text_data.bytepair_enc.merging import PairOrder, PairRanks, merge_pieces
 from working_with_text_data.bytepair_enc.patterns import GPT2_PATTERN, Pattern
-from working_with_text_data.bytepair_enc.word_cuts import CUTTERS
+from working_with_text_data.bytepair_enc.word_cuts import CUTTERS, WHITE_SPACE
 
 
 def byte_alphabet() -> dict[int, str]:
@@ -200,19 +200,68 @@ def _parse(content: dict[str, Any]) -> tuple[dict[bytes, int], dict[bytes, int],
     """Ranks, ids, pattern and special tokens."""
     model, added = content["model"], content.get("added_tokens") or []
     if model.get("type") != "BPE" or model.get("byte_fallback"):
-        raise ValueError(f"this is a {model.get('type')} tokenizer; only byte-level BPE is understood")
+        kind = "BPE with byte_fallback" if model.get("type") == "BPE" else model.get("type")
+        raise ValueError(f"this is a {kind} tokenizer; only byte-level BPE is understood")
     for setting in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(setting):
             raise ValueError(f"its {setting} ({model[setting]!r}) is not understood: only byte-level BPE without it is")
     pattern = _pattern_of(content["pre_tokenizer"])
     special = {token["content"]: token["id"] for token in added}
+    _require_as_added(added, model["vocab"])
     ids = {bytes_of_spelling(spelled): i for spelled, i in model["vocab"].items() if spelled not in special}
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    if wrong := [merge for merge in merges if len(merge) != 2]:
+        raise ValueError(f"its merge {wrong[0]!r} is not one of two tokens")
     pairs = [(bytes_of_spelling(left), bytes_of_spelling(right)) for left, right in merges]
     for left, right in pairs:
         if not {left, right, left + right} <= ids.keys():
+            if also := sorted(special.keys() & {_spell(token) for token in (left, right, left + right)}):
+                raise ValueError(f"its added token {also[0]!r} is an ordinary one too: take it out of the added ones")
             raise ValueError(f"its merge of {left!r} and {right!r} is not one of ordinary tokens in its vocabulary")
     return _ranks_of(ids, pairs, bool(model.get("ignore_merges"))), ids, pattern, special
+
+
+def _require_as_added(added: list[dict[str, Any]], vocabulary: dict[str, int]) -> None:
+    """Raises ValueError if `tokenizers` gives an added token another id than the file says, or seeks it otherwise.
+
+    What is not in the vocabulary gets the next free id there, whatever the file says. Tokens that are sought in
+    normalized text come second there, and here all are sought together: the same only if they cannot overlap.
+    """
+    seen: set[str] = set()
+    largest = len(vocabulary) - 1
+    for token in added:
+        content, i = token["content"], token["id"]
+        if content in seen:
+            raise ValueError(f"its token {content!r} is added twice: take one of them out of the file")
+        expected = vocabulary.get(content, largest + 1)
+        if i != expected:
+            raise ValueError(
+                f"its added token {content!r} has the id {i}, and tokenizers gives it {expected}, the next that is "
+                "free: write that in the file, or the token into the vocabulary"
+            )
+        seen.add(content)
+        largest = max(largest, i)
+    late = [token["content"] for token in added if token.get("normalized")]
+    for content in seen.difference(late):
+        for other in late:
+            if _can_overlap(content, other):
+                raise ValueError(
+                    f"its tokens {content!r} and {other!r} can overlap, and one of them is sought in normalized text "
+                    "(normalized), the other before: set that alike in the file"
+                )
+    strips = [token["content"] for token in added if token.get("lstrip") or token.get("rstrip")]
+    if strips and (white := sorted(content for content in seen if content.strip(WHITE_SPACE) != content)):
+        raise ValueError(
+            f"its token {white[0]!r} has white space at an end, and {strips[0]!r} takes white space along (lstrip, "
+            "rstrip): which of them gets it is not understood"
+        )
+
+
+def _can_overlap(one: str, two: str) -> bool:
+    """Whether both can be found in one text with a character in common."""
+    if one in two or two in one:
+        return True
+    return any(one.endswith(two[:n]) or two.endswith(one[:n]) for n in range(1, min(len(one), len(two))))
 
 
 def _ranks_of(ids: dict[bytes, int], pairs: list[tuple[bytes, bytes]], ignore_merges: bool) -> dict[bytes, int]:
@@ -230,6 +279,7 @@ def _ranks_of(ids: dict[bytes, int], pairs: list[tuple[bytes, bytes]], ignore_me
             raise ValueError(f"its token {token!r} is for whole pieces only, although two tokens make it")
     in_order = sorted(made, key=made.__getitem__)
     others = [token for token in ids if len(token) == 1] + (only_whole if ignore_merges else [])
+    others.sort(key=ids.__getitem__)  # and not as the file has them: what is saved again comes in this order
     if in_order == sorted(made, key=ids.__getitem__):
         return {token: ids[token] for token in sorted([*others, *in_order], key=ids.__getitem__)}
     return {token: rank for rank, token in enumerate([*others, *in_order])}
@@ -299,11 +349,25 @@ def _pattern_of_step(step: dict[str, Any]) -> str:
     raise ValueError(f"its pre-tokenizer has a step that is not understood: {step['type']}")
 
 
-# The parts of a regular expression: escapes, classes, flags, bounded repetitions that are possessive, characters.
-_PARTS = regex.compile(
-    r"\\p\{[^}]*\}|\\.|\[\^?(?:\[:\^?\w+:\]|\\.|[^\]\\])+\]|\(\?[A-Za-z-]+[:)]|\{\d*,?\d*\}\+|.", regex.S
+# What both engines are known to read alike; all else is refused. Not here, among others: `^` and `$` (there, of every
+# line), `\w` and `\b` (² and ½ are letters to one of the two), `{1,3}+` and `{3}?` (there a repetition of repetitions),
+# classes in classes, other flags, other letters in `(?i: )` (there, `ss` is also `ß`), properties beyond the general
+# categories and scripts.
+_PROPERTY = (
+    "[LMNPSZC]|L[ultmo]|M[nce]|N[dlo]|P[cdseifo]|S[mcko]|Z[slp]|C[cf]|Letter|Mark|Number|Punctuation|Symbol|Separator|"
+    "Alphabetic|Uppercase|Lowercase|White_Space|Han|Hiragana|Katakana|Hangul|Latin|Greek|Cyrillic|Arabic|Hebrew|Thai|"
+    "Devanagari|Bengali|Tamil|Telugu|Georgian|Armenian|Ethiopic|Khmer|Lao|Tibetan|Mongolian"
 )
-_OTHERWISE = regex.compile(r"[\^$]|\\[hHNKOyYmM]|\{.*\}\+|\(\?.*m.*|\[\^?(?:\\.|[^\\])*?(?:\[(?!:)|&&).*", regex.S)
+_ESCAPE = rf"\\[pP]\{{\^?(?:{_PROPERTY})\}}|\\[sSdDrntvf]|\\x[0-7][0-9A-Fa-f]|\\u[0-9A-Fa-f]{{4}}|\\[^\w]"
+_CLASS = rf"\[\^?(?:[^\[\]\\&]|&(?!&)|{_ESCAPE}|\[:\^?(?:alpha|upper|lower|space|blank|cntrl|xdigit):\])+\]"
+_ANY_CASE = "|".join(map(regex.escape, ("(?i:[sdmt]|ll|ve|re)", "(?i:'s|'t|'re|'ve|'m|'ll|'d)")))
+_REPETITION = r"\{(?:\d+|\d+,\d*|,\d+)\}(?![+?])|\{(?:\d+,\d*|,\d+)\}\?"
+_ALIKE = regex.compile(
+    rf"(?:{_ESCAPE}|{_CLASS}|{_ANY_CASE}|\((?!\?|\*)|\(\?(?:[:=!>]|<[=!])|{_REPETITION}|[^\\\[({{^$])*+", regex.S
+)
+_PART = regex.compile(  # what else a part may be, for the message
+    r"\\[pP]\{[^}]*\}|\\.|\[(?:\[:[^\]]*:\]|\\.|[^\]\\])*\]|\(\?[A-Za-z-]+[:)]?|\{[^}]*\}[+?]?|.", regex.S
+)
 
 # Classes with classes in them, which are neither negated nor have a sign for a range or an intersection where it would
 # get another meaning beside new neighbours. What stands behind a backslash begins none.
@@ -329,14 +393,14 @@ def require_read_alike(pattern: str) -> str:
     """The pattern, if Hugging Face's engine (Oniguruma, with Ruby's syntax) reads it as ours does.
 
     Raises:
-        ValueError: it has a part that is known to mean something else there: `$` and `^` (there, of every line),
-            `{1,3}+` (there a repetition of repetitions), `\\h`, `(?m)`, classes in classes.
+        ValueError: it has a part that means something else there, or that is not known to mean the same.
     """
-    for part in _PARTS.findall(pattern):
-        if _OTHERWISE.fullmatch(part):
-            raise ValueError(
-                f"the pattern {pattern!r} has {part!r}, which Hugging Face's engine reads otherwise than ours"
-            )
+    alike = _ALIKE.match(pattern)
+    if part := _PART.match(pattern, alike.end() if alike else 0):
+        raise ValueError(
+            f"the pattern {pattern!r} has {part[0]!r}, which Hugging Face's engine reads otherwise than ours, or may: "
+            "characters, classes, general categories, scripts, groups and repetitions are read alike"
+        )
     return pattern
 
 
