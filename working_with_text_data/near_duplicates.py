@@ -20,7 +20,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -47,7 +47,7 @@ class Duplicate:
 
 def shingles(text: str) -> Hashes:
     """The hashes of the text's distinct shingles, sorted. Case, punctuation and line ends make no difference."""
-    words = re.findall(r"\w+", text.lower())
+    words = re.findall(r"[^\W_]+", text.casefold())  # `_` sets italics in plain text
     hash_of = {word: int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest()) for word in set(words)}
     hashes = np.array([hash_of[word] for word in words], dtype=np.uint64)  # (words,)
     n = max(len(words) - WORDS + 1, min(len(words), 1))
@@ -103,15 +103,31 @@ def find_near_duplicates(names: Sequence[str], read: Callable[[str], str]) -> li
 
 
 def _choose(alike: list[tuple[str, str]], read: Callable[[str], str]) -> list[Duplicate]:
-    """Of the pairs, those that really are near-duplicates, unless one of the two has been left out already."""
+    """Of the pairs, those that really are near-duplicates, unless one of the two has been left out already.
+
+    What stays in place of a text can itself be left out for a third. Then the text is compared with all that stay, and
+    stays too if it is in none of them.
+    """
     duplicates: dict[str, Duplicate] = {}
-    for first, second in alike:
-        if first in duplicates or second in duplicates:
-            continue
+
+    def compare(first: str, second: str) -> Duplicate | None:
         a, b = shingles(read(first)), shingles(read(second))
         jaccard, containment = overlap(a, b)
-        if containment >= THRESHOLD:
-            second_stays = jaccard < THRESHOLD and len(b) > len(a)
-            dropped, kept = (first, second) if second_stays else (second, first)
-            duplicates[dropped] = Duplicate(dropped, kept, round(jaccard, 3), round(containment, 3))
+        if containment < THRESHOLD:
+            return None
+        second_stays = jaccard < THRESHOLD and len(b) > len(a)
+        dropped, kept = (first, second) if second_stays else (second, first)
+        return Duplicate(dropped, kept, round(jaccard, 3), round(containment, 3))
+
+    for first, second in alike:
+        if first not in duplicates and second not in duplicates and (found := compare(first, second)):
+            duplicates[found.dropped] = found
+    for name, before in list(duplicates.items()):
+        if before.kept in duplicates:
+            del duplicates[name]
+            others = [other for pair in alike if name in pair for other in pair if other != name]
+            for other in others:
+                if other not in duplicates and (found := compare(name, other)):
+                    duplicates[name] = replace(found, dropped=name, kept=other)
+                    break
     return list(duplicates.values())
