@@ -81,7 +81,7 @@ def main(options: TrainTokenizer) -> None:
         num_processes=options.processes,
         progress=True,
         checkpoint=options.checkpoint,
-        corpus=str(options.describe() | {"min_frequency": options.min_frequency}),
+        corpus=str(options.describe()),
     )
     tokenizer.save(options.out)
 

@@ -123,16 +123,22 @@ class MergeLearner:
         words, counts, places = self.words, self._counts, self._places
         neighbours_before: defaultdict[str, list[int]] = defaultdict(list)  # a token -> where it stands before the pair
         neighbours_after: defaultdict[str, list[int]] = defaultdict(list)
+        last = -1
         for place in places.pop(pair):
+            if place == last:  # once for each occurrence, one after the other
+                continue
+            last = place
             before, found, after = words[place].partition(pair)
-            while found:  # not where a merge since has taken this occurrence
+            joined = [before]
+            while found:  # not where merges since have taken every occurrence
                 if before:
                     neighbours_before[before[-1]].append(place)
                 if after:
                     neighbours_after[after[0]].append(place)
                 between, found, after = after.partition(pair)
-                before += new + between
-            words[place] = before
+                before = between or new
+                joined.append(between)
+            words[place] = new.join(joined)
         # First what comes after: where a pair follows on itself, `second + first` turns into `new + first`, and then,
         # with the next one joined too, into `new + new`.
         changes = [(second + right, new + right, there) for right, there in neighbours_after.items()]
@@ -190,13 +196,14 @@ def learn_from_texts(
         texts: read once, one at a time, in the same order each time; not at all where a checkpoint has their counts.
         checkpoint: a file to which the state goes every minute and when the work is interrupted, so that no text is
             counted and no merge learned twice. It stays there at the end, and a larger `n_merges` goes on from it.
-        corpus: what the texts are, in words. A checkpoint of other words is refused. The texts themselves cannot be
-            compared without reading them: who changes them, deletes the file.
+        corpus: what the texts are, in words. A checkpoint of other words or settings is refused. The texts themselves
+            cannot be compared without reading them: who changes them, deletes the file.
 
     Raises:
         ValueError: the texts are empty, the checkpoint is another's or damaged, or as `count_pieces`.
     """
-    made_for = {"pattern": pattern, "byte_order": list(byte_order), "max_pieces": max_pieces, "corpus": corpus}
+    made_for = {"corpus": corpus, "pattern": pattern, "byte_order": list(byte_order), "max_pieces": max_pieces}
+    made_for["min_frequency"] = min_frequency
     kept = _Checkpoint(None if checkpoint is None else Path(checkpoint), made_for)
     state = kept.load()
     if progress and (how_far := _how_far(state)):
@@ -283,7 +290,12 @@ class _Checkpoint:
             content = json.loads(gzip.decompress(self.path.read_bytes()))
             if "merges" in content:
                 merges = [(a, b) for a, b in content["merges"]]
-                state = MergeLearner(content["words"], content["frequency"], merges)
+                words, frequency = content["words"], content["frequency"]
+                if any(not 0 <= i < 256 + m for m, pair in enumerate(merges) for i in pair):
+                    raise ValueError("a merge of what was not there yet")
+                if len(words) != len(frequency) or min(frequency, default=0) < 0:
+                    raise ValueError("not a count for each word")
+                state = MergeLearner(words, frequency, merges)
             else:
                 state = Counted(content["texts"])
                 for piece, count in zip(content["pieces"], content["counts"], strict=True):
