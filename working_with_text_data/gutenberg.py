@@ -40,7 +40,7 @@ ENVELOPE_CHARACTERS = 40_000
 
 _START = re.compile(  # up to the stars behind the title, or else to the end of the line
     r"^[ \t]*\*{3}[ \t]*START OF TH(?:E|IS) (?:COPYRIGHTED )?PROJECT GUTENBERG\b"
-    r"(?:.*(?:\n.+){0,3}?\*{3}[ \t]*$|.*)",
+    r"(?:.*?(?:\n.+?){0,3}?\*{3}[ \t]*$|.*)",
     re.M,
 )
 _SMALL_PRINT = re.compile(r"^[ \t]*\*+ ?END[ *]*THE SMALL PRINT!.*", re.M)

@@ -187,6 +187,11 @@ def test_the_small_print_form(line: str, end: str) -> None:
     assert (before, after) == (len(f"{HEADER}{opening}\n{line}\n\n\n"), len(end))
 
 
+def test_a_book_right_below_the_start_line_stays() -> None:
+    name = "THE PROJECT GUTENBERG EBOOK A ***"
+    assert strip_boilerplate(f"*** START OF {name}\nfoo\n*** END OF {name}\nlicence\n")[0] == "foo\n"
+
+
 def test_small_print_in_a_footer_is_not_a_header() -> None:
     assert strip_boilerplate(envelope() + SMALL_PRINT + "\n")[0] == BODY
 
