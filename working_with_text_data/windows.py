@@ -37,7 +37,8 @@ class SlidingWindows(Dataset[tuple[Tensor, Tensor]]):
         stride: ids from the start of one window to the start of the next; `context_length` if not given.
 
     Raises:
-        ValueError: a number is below 1, or the text is shorter than one window and the id after it.
+        ValueError: a number is below 1, the ids are not whole numbers in a row, or these are fewer than one window and
+            the id after it.
     """
 
     def __init__(
@@ -46,7 +47,10 @@ class SlidingWindows(Dataset[tuple[Tensor, Tensor]]):
         stride = context_length if stride is None else stride
         if context_length < 1 or stride < 1:
             raise ValueError(f"context length and stride must be at least 1, got {context_length} and {stride}")
-        row = torch.from_numpy(np.array(ids, dtype=np.int64))  # (tokens,), a copy: no window writes into the caller's
+        array = np.array(ids)  # a copy: no window writes into the caller's
+        if array.ndim != 1 or not (np.issubdtype(array.dtype, np.integer) or not array.size):
+            raise ValueError(f"ids are whole numbers in a row, got {array.dtype} of shape {array.shape}")
+        row = torch.from_numpy(array.astype(np.int64))  # (tokens,)
         if len(row) <= context_length:
             raise ValueError(
                 f"the text has {len(row):,} ids, too few for a window of {context_length} and the id after it: "

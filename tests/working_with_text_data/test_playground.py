@@ -81,6 +81,7 @@ def test_each_box_has_a_border_and_another_colour_than_its_neighbour():
         (b"\xf0\x9f", "\\xf0\\x9f"),
         ("\u00a0\u200d\u202e\0".encode(), "\\xa0\\u200d\\u202e\\x00"),
         ("日é".encode(), "日é"),
+        ("a\ufe0f\u3164\u2800\u034f".encode(), "a\\ufe0f\\u3164\\u2800\\u034f"),
     ],
 )
 def test_nothing_in_a_token_is_invisible(token, shown):
@@ -161,7 +162,7 @@ def test_localhost_is_this_machine(server):
 def test_a_request_of_another_site_s_page_is_refused(server):
     own = f"http://127.0.0.1:{server.server_port}"
     assert ask(server, "POST", "/pieces", b"the", Origin=own)[0] == 200
-    for origin in ("https://evil.example", "null", f"http://localhost:{server.server_port}"):
+    for origin in ("https://evil.example", "null", "http://[", f"http://localhost:{server.server_port}"):
         assert ask(server, "POST", "/pieces", b"the", Origin=origin)[0] == 403
 
 

@@ -10,6 +10,12 @@ from hypothesis import strategies as st
 from working_with_text_data.windows import SlidingWindows, make_loader
 
 
+@pytest.mark.parametrize("ids", [[[1, 2, 3], [4, 5, 6]], [1.7, 2.2, 3.9], 5])
+def test_ids_are_whole_numbers_in_a_row(ids):
+    with pytest.raises(ValueError, match="ids are whole numbers in a row"):
+        SlidingWindows(ids, 2)
+
+
 @given(st.integers(2, 60), st.integers(1, 10), st.integers(1, 12))
 def test_windows_are_slices(n, context, stride):
     ids = list(range(100, 100 + n))

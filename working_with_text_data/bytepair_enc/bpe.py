@@ -380,7 +380,10 @@ class BytePairTokenizer:
         if isinstance(token, str):
             if token in self.special_tokens:
                 return self.special_tokens[token]
-            token = token.encode("utf-8")
+            try:
+                token = token.encode("utf-8")
+            except UnicodeEncodeError:  # a lone surrogate
+                raise KeyError(token) from None
         return self.ids[token]
 
     # --- ids to text --------------------------------------------------------------------------------------------

@@ -164,11 +164,11 @@ def main(options: CheckAgainstTiktoken) -> None:
         raise UserError(f"unknown vocabulary {sorted(unknown)[0]!r}: use {', '.join(VOCABULARIES)}")
     if options.texts < 0 or not options.names:
         raise UserError(f"there is nothing to compare: {options.texts} texts, {len(options.names)} vocabularies")
+    if missing := [path for path in options.corpus if not path.exists()]:
+        raise UserError(f"no such file or folder: {missing[0]}")
     paths = [path for given in options.corpus for path in ([given] if given.is_file() else sorted(given.rglob("*")))]
     if options.corpus and not paths:
         raise UserError(f"there is no file in {options.corpus[0]}")
-    if missing := [path for path in options.corpus if not path.exists()]:
-        raise UserError(f"no such file or folder: {missing[0]}")
     for name in options.names:
         ours = BytePairTokenizer.from_vocabulary(name, options.vocabularies)
         theirs = real_tiktoken(name, options.vocabularies)

@@ -19,12 +19,14 @@ import hashlib
 import html
 import json
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+
+import regex
 
 from utils.errors import UserError, run_command
 from utils.files import write_text
@@ -34,6 +36,8 @@ COLOURS = ("#fde9c8", "#d6ecd2", "#d3e5f7", "#f5d8e4", "#e6e0f3")
 _DRAWN = {" ": "·", "\n": "⏎\n", "\r": "␍", "\t": "→"}
 _BOX = "color:#000;border:1px solid #666;border-radius:2px;padding:0 1px;unicode-bidi:isolate"
 _FRAME = "font-family:monospace;line-height:1.9;white-space:pre-wrap;overflow-wrap:anywhere"
+# Fillers, selectors of variants and joiners, which are letters, marks or signs by their category; and Braille's blank.
+_INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}\u2800]")
 _DEFAULT = Path("runs/demo/tokenizer.json")
 MAX_BYTES = 1_000_000  # of one request
 _HOSTS = ("127.0.0.1", "localhost")
@@ -42,8 +46,11 @@ _HOSTS = ("127.0.0.1", "localhost")
 def visible(token: bytes) -> str:
     """The bytes of a token for people: nothing in it is invisible."""
     text = token.decode("utf-8", "backslashreplace")
-    shown = (_DRAWN.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode("ascii")) for c in text)
-    return "".join(shown)
+    return "".join(_DRAWN.get(c) or (c if _is_seen(c) else c.encode("unicode_escape").decode("ascii")) for c in text)
+
+
+def _is_seen(character: str) -> bool:
+    return character.isprintable() and not _INVISIBLE.match(character)
 
 
 def pieces_html(tokenizer: BytePairTokenizer, text: str) -> str:
@@ -178,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
         status = HTTPStatus.OK
         try:
             self._require_this_machine()
-            if urlsplit(self.path).path != path:
+            if self.path.partition("?")[0] != path:
                 raise _Refused(HTTPStatus.NOT_FOUND, "there is only the page at / and POST to /pieces")
             if path == "/":
                 with self.server.lock:
@@ -194,13 +201,14 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"Content-Type": kind, "Content-Length": str(len(data)), "Content-Security-Policy": _POLICY}
         for name, value in (headers | {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}).items():
             self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
+        with suppress(ConnectionError):  # the page was closed meanwhile
+            self.end_headers()
+            self.wfile.write(data)
 
     def _require_this_machine(self) -> None:
         host = self.headers.get("Host", "").split(":")[0].lower()
         origin = self.headers.get("Origin")
-        if host not in _HOSTS or (origin is not None and urlsplit(origin).netloc != self.headers["Host"]):
+        if host not in _HOSTS or (origin is not None and origin != f"http://{self.headers['Host']}"):
             raise _Refused(HTTPStatus.FORBIDDEN, "only pages of this machine's own may ask")
 
     def _text(self) -> str:
@@ -275,6 +283,8 @@ def _serve(tokenizer: BytePairTokenizer, options: ShowPieces) -> None:
 def main(options: ShowPieces) -> None:
     if options.text is None and not options.serve:
         raise UserError('give --text "some text", or --serve for a page to type into')
+    if options.out.is_dir():
+        raise UserError(f"--out {options.out} is a folder: give a file name such as {options.out / 'playground.html'}")
     tokenizer = _open_tokenizer(options)
     if options.serve:
         _serve(tokenizer, options)
