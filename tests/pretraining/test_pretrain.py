@@ -244,6 +244,26 @@ def test_presets_have_the_shapes_they_name():
     assert all(isinstance(preset, Pretrain) and preset.preset == name for name, preset in PRESETS.items())
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_divide_among_the_usual_numbers_of_ranks(preset, ranks):
+    options = PRESETS[preset]
+    share = options.batch_size // ranks
+    assert options.parts(ranks) == share // (options.micro_batch_size or share)
+
+
+def test_the_commands_of_the_readme_divide_among_their_ranks():
+    text = (ROOT / "pretraining/README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = [line for line in text.splitlines() if "torchrun" in line and "pretrain.py" in line]
+    sizes = []
+    for line in commands:
+        words = line.replace('"$SLURM_NNODES"', "2").split()  # as --nodes says above it
+        nodes = int(words[words.index("--nnodes") + 1]) if "--nnodes" in words else 1
+        sizes.append(nodes * int(words[words.index("--nproc-per-node") + 1]))
+        assert PRESETS[words[words.index("--preset") + 1]].parts(sizes[-1])
+    assert sizes == [8, 16, 16]
+
+
 def test_what_is_refused_loses_nothing(run, tokens, tmp_path):
     """Wrong flags beside --overwrite, a run without its log, damaged checkpoints: all is there afterwards."""
     folder = tmp_path / "run"
