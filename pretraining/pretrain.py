@@ -130,8 +130,9 @@ class Pretrain(LoopOptions, ModelOptions, RunOptions):
         )
 
 
-# nanoGPT's recipe for GPT-2 on OpenWebText: 491,520 tokens a step; warm-up over 2,000 of 600,000 steps. The parts
-# of a batch are smaller by two windows: 10 divide what 1, 2, 4, 8 or 16 ranks have of 480, and 12 do not.
+# nanoGPT's recipe for GPT-2 on OpenWebText: 491,520 tokens a step; warm-up over 2,000 of 600,000 steps. The model is
+# GPT-2's own: it has biases, which nanoGPT leaves out, and the vocabulary of the shards, not filled up to 50,304. And
+# the parts of a batch are smaller by two windows: 10 divide what 1, 2, 4, 8 or 16 ranks have of 480, and 12 do not.
 _GPT2 = Pretrain(
     n_layer=12,
     n_head=12,
