@@ -214,7 +214,7 @@ class Pretraining:
         self.validation = Validation(self.shards, options)
         seed_everything(options.seed)
         self.model = make_model(options, self.shards).to(ranks.device)
-        self.n_parameters, self.flops = self.model.n_parameters, flops_per_token(self.model)
+        self.n_parameters, self.flops = self.model.n_parameters, flops_per_token(self.model, options.context_length)
         self.peak, self.of_peak = peak_flops(ranks.device, products_dtype(ranks.device, options.precision))
         self.validation_loss = math.nan
         self.before: dict[str, torch.Tensor] = {}

@@ -206,15 +206,21 @@ def checkpoint_blocks(blocks: Sequence[nn.Module]) -> None:
         block.forward = partial(forget_and_compute_again, block.forward, use_reentrant=False)
 
 
-def flops_per_token(model: GPT) -> float:
+def flops_per_token(model: GPT, context_length: int | None = None) -> float:
     """Of a forward and backward pass: 6 for each weight of a product, 12 · n_layer · d_model · T for the attention.
 
     The convention of Chowdhery et al. 2022, appendix B: each product costs 2 forward and 4 backward, attention counts
-    all T keys though half are masked, and what is computed twice counts once.
+    all T keys though half are masked, and what is computed twice counts once. An embedding is a product where it is
+    the output matrix, too; elsewhere its rows are looked up, which costs nothing. Norms and biases count like products,
+    and are few.
+
+    Args:
+        context_length: T, the tokens of a window; the model's own if not given.
     """
-    config = model.config
-    positions = model.transformer.wpe.weight.numel() if model.transformer.wpe is not None else 0
-    return 6 * (model.n_parameters - positions) + 12 * config.n_layer * config.d_model * config.context_length
+    output, keys = model.lm_head.weight, context_length or model.config.context_length
+    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is not output]
+    looked_up = sum(table.numel() for table in tables)
+    return 6 * (model.n_parameters - looked_up) + 12 * model.config.n_layer * model.config.d_model * keys
 
 
 class ReadAhead:

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from gpt_model import GPT, GPTConfig
 from pretraining.distributed import Ranks
@@ -285,6 +287,20 @@ def test_flops_per_token_by_hand():
     assert (
         flops_per_token(GPT(replace(CONFIG, n_layer=1))) == 6 * (50 * 32 + 32 * 32 * 12 + 32 * 13 + 64) + 12 * 32 * 16
     )
+
+
+@pytest.mark.parametrize("tokens", [16, 5])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"tie_embeddings": False}, {"value_embeddings": True}, {"positions": "rope", "tie_embeddings": False}],
+)
+def test_flops_per_token_are_those_that_torch_counts(changes, tokens):
+    model = GPT(replace(CONFIG, bias=False, norm="rmsnorm", **changes))
+    ids = torch.zeros(2, tokens, dtype=torch.long)  # (batch, tokens)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        F.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
+    norms = sum(p.numel() for p in model.parameters() if p.ndim == 1)  # counted like products, by convention
+    assert flops_per_token(model, tokens) - 6 * norms == counter.get_total_flops() / ids.numel()
 
 
 def test_every_step_and_rank_has_a_seed_of_its_own():
