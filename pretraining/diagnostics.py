@@ -46,11 +46,12 @@ def _number(x: Tensor) -> float:
 
 
 @torch.no_grad()
-def attention_entropy(model: GPT, ids: Tensor) -> list[float]:
+def attention_entropy(model: GPT, ids: Tensor, documents: Tensor | None = None) -> list[float]:
     """The mean entropy of each layer's attention weights over all heads and tokens of `ids`, in nats.
 
     Args:
         ids: int64 (batch, tokens).
+        documents: the same shape; given, a token sees those of its own document alone: see `GPT.forward`.
     """
     seen: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
     hooks = [
@@ -60,7 +61,7 @@ def attention_entropy(model: GPT, ids: Tensor) -> list[float]:
     was_training = model.training
     model.eval()
     try:
-        model.hidden_states(ids)
+        model.hidden_states(ids, None, documents)
     finally:
         for hook in hooks:
             hook.remove()

@@ -291,8 +291,9 @@ class Pretraining:
         diagnosis = {f"update_to_weight.{n}": x for n, x in update_to_weight(self.before, self.matrices).items()}
         self.before = {}
         if self.options.parallel == "ddp" and self.ranks.is_first:  # fsdp has cut what attention needs whole
-            ids = torch.from_numpy(self.validation.some[:4, :-1]).to(self.ranks.device)  # (4, tokens)
-            diagnosis |= {f"attention_entropy.{i}": x for i, x in enumerate(attention_entropy(self.model, ids))}
+            inputs = self.validation.some[:4, :-1]  # (4, tokens)
+            seen = (torch.from_numpy(array).to(self.ranks.device) for array in (inputs, *self._documents(inputs)))
+            diagnosis |= {f"attention_entropy.{i}": x for i, x in enumerate(attention_entropy(self.model, *seen))}
         return diagnosis
 
     def evaluate(self, last: bool) -> float:
