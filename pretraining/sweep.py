@@ -222,6 +222,8 @@ def run_trial(sweep: Sweep, ranges: list[Range], trial: optuna.Trial) -> float:
     def report(tokens: int, loss: float) -> None:
         nonlocal last
         last = loss
+        if not tokens:  # before its first step, a trial has shown nothing of its settings
+            return
         trial.report(loss, tokens)
         if trial.should_prune():
             raise optuna.TrialPruned()

@@ -279,6 +279,25 @@ def test_no_two_trials_draw_the_same_and_a_stop_changes_nothing(tmp_path, monkey
     assert draws(tmp_path / "parts", 3, 7, 14) == whole
 
 
+def test_no_trial_is_given_up_for_the_loss_it_begins_with(tmp_path, monkeypatch):
+    class Worse:
+        """In place of training: each trial begins worse than the one before, and ends better, but for the last."""
+
+        def __init__(self, options, ranks, report):
+            self.number, self.report = int(options.run.name[-4:]), report
+
+        def train(self):
+            self.report(0, 10.0 + self.number)
+            self.report(64, 5.0 - self.number if self.number < 7 else 9.0)
+            self.report(128, 1.0)
+            return "finished"
+
+    monkeypatch.setattr("pretraining.sweep.Pretraining", Worse)
+    sweep = Sweep(folder=tmp_path, trials=8)
+    search(sweep, [read_range("learning_rate=log:0.001:0.1")], open_study(sweep))
+    assert [trial.state.name for trial in open_study(sweep).trials] == ["COMPLETE"] * 7 + ["PRUNED"]
+
+
 def test_workers_that_start_at_once_share_one_study(tmp_path):
     ready = threading.Barrier(4)
 
