@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import shlex
 import signal
 import sys
@@ -365,6 +366,10 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def main(sweep: Sweep) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "a trial is one process: start sweep.py without torchrun, and again with the same --study for each worker"
+        )
     ranges = [read_range(text) for text in sweep.space]
     if len({one.name for one in ranges}) < len(ranges):
         raise UserError("--space names a flag twice: give each one range")

@@ -22,7 +22,7 @@ import tyro
 
 from pretraining.compare_runs import curve, differing
 from pretraining.pretrain import PRESETS, Pretrain
-from pretraining.sweep import Range, Sweep, open_study, read_range, search, wandb_configuration, words_of
+from pretraining.sweep import Range, Sweep, main, open_study, read_range, search, wandb_configuration, words_of
 from tests.conftest import ROOT, assert_one_clear_line
 from tests.pretraining.test_pretrain import TINY, tokens  # noqa: F401 - a fixture
 from utils.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError, preset_of
@@ -296,6 +296,13 @@ def test_no_trial_is_given_up_for_the_loss_it_begins_with(tmp_path, monkeypatch)
     sweep = Sweep(folder=tmp_path, trials=8)
     search(sweep, [read_range("learning_rate=log:0.001:0.1")], open_study(sweep))
     assert [trial.state.name for trial in open_study(sweep).trials] == ["COMPLETE"] * 7 + ["PRUNED"]
+
+
+def test_the_ranks_of_torchrun_are_no_workers(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="without torchrun"):
+        main(Sweep(folder=tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_workers_that_start_at_once_share_one_study(tmp_path):
