@@ -280,15 +280,17 @@ def open_study(sweep: Sweep) -> optuna.Study:
 def _open_storage(path: Path) -> optuna.storages.RDBStorage:
     """The study's file. Workers that start at once all find it lacking, and one alone can make each of its tables."""
     import optuna
+    from sqlalchemy.engine import URL
     from sqlalchemy.exc import DatabaseError
 
+    url = URL.create("sqlite", database=str(path.resolve()))  # which quotes: a path may hold ?, % and #
     attempts = 0
     while True:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # signs of life are
                 return optuna.storages.RDBStorage(
-                    f"sqlite:///{path.resolve()}",
+                    url.render_as_string(),
                     engine_kwargs={"connect_args": {"timeout": 60}},
                     heartbeat_interval=_SIGN_OF_LIFE,
                     grace_period=_DEAD_AFTER,

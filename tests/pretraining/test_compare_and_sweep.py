@@ -305,6 +305,13 @@ def test_the_ranks_of_torchrun_are_no_workers(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_study_lies_in_its_own_folder_whatever_its_name(tmp_path):
+    for name in ("a%41 b#c", "two words", "caf\u00e9") + (() if os.name == "nt" else ("what?x=1&y", "50%")):
+        open_study(Sweep(folder=tmp_path, study=name)).enqueue_trial({})
+        assert (tmp_path / name / "study.db").stat().st_size
+        assert len(open_study(Sweep(folder=tmp_path, study=name)).trials) == 1
+
+
 def test_workers_that_start_at_once_share_one_study(tmp_path):
     ready = threading.Barrier(4)
 
