@@ -33,10 +33,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pretraining.distributed import join_ranks
+from pretraining.model_options import make_model
 from pretraining.pretrain import PRESETS, Pretrain, Pretraining
+from utils.devices import pick_device
 from utils.errors import EXIT_TERMINATED, UserError, one_line, run_command
 from utils.files import require_writable, write_json
 from utils.readme_tables import markdown_table
+from utils.tracking import require_wandb_key
+from working_with_text_data.token_shards import TokenShards
 
 if TYPE_CHECKING:
     import optuna
@@ -261,6 +265,23 @@ def try_again(study: optuna.Study, trial: optuna.trial.FrozenTrial, times: int |
         optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=times)(study, trial)
 
 
+def open_what_all_share(sweep: Sweep) -> TokenShards:
+    """The shards that all trials learn from; looks at the device, the first weights and W&B's key besides.
+
+    What is wrong with them would fail one trial after the other.
+
+    Raises:
+        UserError, ValueError: no trial could begin.
+    """
+    shards = TokenShards.open(sweep.data, sweep.tokenizer)
+    pick_device(sweep.device)
+    if sweep.from_model is not None:
+        make_model(Pretrain(from_model=sweep.from_model, context_length=1), shards)
+    if sweep.wandb != "off":
+        require_wandb_key(sweep.wandb)
+    return shards
+
+
 def open_study(sweep: Sweep) -> optuna.Study:
     """The study of that name, as far as it is."""
     import optuna
@@ -382,6 +403,7 @@ def main(sweep: Sweep) -> None:
     from optuna.trial import TrialState
 
     options_of(sweep, {}, 0)
+    open_what_all_share(sweep)
     study = open_study(sweep)
     signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -73,6 +73,14 @@ def tensorboard_tracker(folder: Path, step: int = 0) -> Tracker:
     return track
 
 
+def require_wandb_key(mode: Literal["online", "offline"]) -> None:
+    """Raises UserError if W&B is to be sent figures, and nobody is logged in."""
+    import wandb  # here, because it takes seconds that few runs need
+
+    if mode == "online" and not wandb.api.api_key:
+        raise UserError("W&B knows no key: set WANDB_API_KEY, run `wandb login`, or pass --wandb offline")
+
+
 def wandb_tracker(
     folder: Path, mode: Literal["online", "offline"], project: str, name: str, config: dict[str, Any]
 ) -> Tracker:
@@ -83,10 +91,9 @@ def wandb_tracker(
     Raises:
         UserError: it is to be sent, and nobody is logged in. (W&B itself would ask, and wait for ever in a batch job.)
     """
-    import wandb  # here, because it takes seconds that few runs need
+    import wandb
 
-    if mode == "online" and not wandb.api.api_key:
-        raise UserError("W&B knows no key: set WANDB_API_KEY, run `wandb login`, or pass --wandb offline")
+    require_wandb_key(mode)
     identity = folder / "wandb_id.txt"
     if not identity.is_file():
         write_text(identity, uuid.uuid4().hex[:8])

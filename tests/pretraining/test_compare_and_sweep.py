@@ -253,6 +253,21 @@ def test_what_fails_counts_and_is_not_tried_again(tokens, tmp_path, run):  # noq
     assert "n_head" in done.stdout.split("failed: ")[1]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"data": Path("nowhere")}, "no token shards in nowhere"),
+        ({"tokenizer": Path("nowhere.json")}, "no tokenizer at nowhere.json"),
+        ({"device": "abacus"}, "abacus"),
+        ({"from_model": Path(__file__).parent / "nowhere"}, "nowhere"),
+    ],
+)
+def test_what_would_fail_every_trial_is_refused_before_the_first(tokens, tmp_path, wrong, message):  # noqa: F811
+    with pytest.raises((UserError, ValueError), match=message):
+        main(replace(Sweep(data=tokens, folder=tmp_path, device="cpu"), **wrong))
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_two_trials_draw_the_same_and_a_stop_changes_nothing(tmp_path, monkeypatch):
     def draws(folder, *parts):
         drawn = []
