@@ -6,8 +6,9 @@ A trial is a run of `pretrain.py` with some settings drawn: at first at random, 
 Bergstra et al. 2011). One that is worse than the middle of the others at the same number of tokens is given up.
 
 What is known of all trials lies in a SQLite file. The same command goes on where it stopped, and started several times
-at once it makes several workers of one study. A trial that Ctrl-C stopped is begun again by the next worker; one whose
-worker was killed is tried once more, a minute after its last sign of life.
+at once it makes several workers of one study. More --trials may be asked for; other settings are another study. A trial
+that Ctrl-C stopped is begun again by the next worker; one whose worker was killed is tried once more, a minute after
+its last sign of life.
 
 The loss that decides is the validation loss, so the best of many is a little better than it deserves: score what you
 report on text that the search has not seen.
@@ -37,10 +38,10 @@ from pretraining.model_options import make_model
 from pretraining.pretrain import PRESETS, Pretrain, Pretraining
 from utils.devices import pick_device
 from utils.errors import EXIT_TERMINATED, UserError, one_line, run_command
-from utils.files import require_writable, write_json
+from utils.files import require_writable, sha256_of, write_json
 from utils.readme_tables import markdown_table
 from utils.tracking import require_wandb_key
-from working_with_text_data.token_shards import TokenShards
+from working_with_text_data.token_shards import MANIFEST, TokenShards
 
 if TYPE_CHECKING:
     import optuna
@@ -50,6 +51,8 @@ _SAME_FOR_ALL = {
     "run", "resume", "overwrite", "preset", "data", "tokenizer", "from_model", "keep_last", "keep_best",
     "eval_tokens", "all_at_end", "device", "tensorboard", "wandb", "wandb_project",
 }  # fmt: skip
+# What may change while a study is searched: where things lie, and what changes no loss.
+_OF_A_WORKER = _SAME_FOR_ALL - {"from_model", "eval_tokens", "all_at_end"}
 _SIGN_OF_LIFE, _DEAD_AFTER = 10, 60  # seconds: from one to the next, and without one until a worker counts as killed
 
 
@@ -88,6 +91,13 @@ class Range:
     log: bool = False
     integer: bool = False
     choices: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        """As it is written after --space NAME=."""
+        if self.choices:
+            return ",".join(str(choice) for choice in self.choices)
+        kinds = [word for word, is_one in (("int", self.integer), ("log", self.log)) if is_one]
+        return ":".join((*kinds, str(self.low), str(self.high)))
 
     def draw(self, trial: optuna.Trial) -> Any:
         """What this trial takes."""
@@ -282,6 +292,28 @@ def open_what_all_share(sweep: Sweep) -> TokenShards:
     return shards
 
 
+def keep_to_its_search(study: optuna.Study, sweep: Sweep, ranges: list[Range], shards: TokenShards) -> None:
+    """Notes in the study what it searches and with which settings, or makes sure that this is the same.
+
+    Raises:
+        UserError: it is not: losses would be compared that do not compare, and the best settings would be of neither.
+    """
+    named = {field.name: field.default for field in dataclasses.fields(Pretrain) if field.name not in _OF_A_WORKER}
+    searched = {one.name: str(one) for one in ranges}
+    now = {name: str(getattr(sweep, name)) for name in named} | searched
+    now["tokens"] = sha256_of(shards.folder / MANIFEST)
+    before = study.user_attrs.get("search")
+    if before is None:
+        study.set_user_attr("search", now)
+        return
+    for name, value in now.items():
+        was = before.get(name, str(named.get(name)))  # a flag that did not exist yet when the study began
+        if was == value:
+            continue
+        what = "on other tokens" if name == "tokens" else f"with {name}={was}, not {value}"
+        raise UserError(f"the study {sweep.study} was begun {what}: go on as it began, or choose another --study")
+
+
 def open_study(sweep: Sweep) -> optuna.Study:
     """The study of that name, as far as it is."""
     import optuna
@@ -403,8 +435,9 @@ def main(sweep: Sweep) -> None:
     from optuna.trial import TrialState
 
     options_of(sweep, {}, 0)
-    open_what_all_share(sweep)
+    shards = open_what_all_share(sweep)
     study = open_study(sweep)
+    keep_to_its_search(study, sweep, ranges, shards)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         search(sweep, ranges, study)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -22,10 +23,21 @@ import tyro
 
 from pretraining.compare_runs import curve, differing
 from pretraining.pretrain import PRESETS, Pretrain
-from pretraining.sweep import Range, Sweep, main, open_study, read_range, search, wandb_configuration, words_of
+from pretraining.sweep import (
+    Range,
+    Sweep,
+    keep_to_its_search,
+    main,
+    open_study,
+    read_range,
+    search,
+    wandb_configuration,
+    words_of,
+)
 from tests.conftest import ROOT, assert_one_clear_line
 from tests.pretraining.test_pretrain import TINY, tokens  # noqa: F401 - a fixture
 from utils.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError, preset_of
+from working_with_text_data.token_shards import TokenShards
 
 
 def make_run(folder, losses, **options):
@@ -230,14 +242,14 @@ def stop_first_trial(tokens, folder, number, *flags):  # noqa: F811
     [(signal.SIGINT, EXIT_INTERRUPTED), (signal.SIGTERM, EXIT_TERMINATED), (signal.SIGKILL, -signal.SIGKILL)],
 )
 def test_a_stopped_trial_is_begun_again(tokens, tmp_path, run, number, status):  # noqa: F811
-    returned, said = stop_first_trial(tokens, tmp_path, number, "--steps", 5000, "--trials", 1)
+    returned, said = stop_first_trial(tokens, tmp_path, number, "--steps", 100, "--trials", 1)
     assert returned == status, said
     assert "Traceback" not in said
     assert "Warning" not in said
     if number == signal.SIGKILL:  # as if a minute had passed
         with sqlite3.connect(tmp_path / "s" / "study.db") as database:
             database.execute("UPDATE trial_heartbeats SET heartbeat = '2001-01-01 00:00:00'")
-    done = run("pretraining/sweep.py", *sweep_flags(tokens, tmp_path, "--steps", 3, "--trials", 1))
+    done = run("pretraining/sweep.py", *sweep_flags(tokens, tmp_path, "--steps", 100, "--trials", 1))
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     trials = json.loads((tmp_path / "s" / "trials.json").read_text())
@@ -266,6 +278,46 @@ def test_what_would_fail_every_trial_is_refused_before_the_first(tokens, tmp_pat
     with pytest.raises((UserError, ValueError), match=message):
         main(replace(Sweep(data=tokens, folder=tmp_path, device="cpu"), **wrong))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 7}, "with steps=2500, not 7"),
+        ({"eval_tokens": 64}, "with eval_tokens=65536, not 64"),
+        ({"seed": 1}, "with seed=0, not 1"),
+        ({"space": ("learning_rate=log:0.001:0.2",)}, "with learning_rate=log:0.001:0.1, not log:0.001:0.2"),
+        ({"space": ("optimizer=adamw,muon",)}, "with optimizer=adamw, not adamw,muon"),
+        ({"space": ("learning_rate=log:0.001:0.1", "n_layer=1:2")}, "with n_layer=4, not int:1:2"),
+    ],
+)
+def test_other_settings_are_another_study(tokens, tmp_path, changes, message):  # noqa: F811
+    def begin(sweep):
+        ranges = [read_range(text) for text in sweep.space]
+        keep_to_its_search(open_study(sweep), sweep, ranges, TokenShards.open(sweep.data))
+
+    sweep = Sweep(data=tokens, folder=tmp_path)
+    begin(sweep)
+    same: dict[str, Any] = {
+        "trials": 30,
+        "device": "cpu",
+        "wandb": "offline",
+        "space": ("learning_rate=log:1e-3:1e-1",),
+    }
+    begin(replace(sweep, **same))
+    with pytest.raises(UserError, match=re.escape(f"the study sweep was begun {message}: go on as it began")):
+        begin(replace(sweep, **changes))
+
+
+def test_other_tokens_are_another_study(tokens, tmp_path):  # noqa: F811
+    sweep, shards = Sweep(data=tokens, folder=tmp_path), TokenShards.open(tokens)
+    keep_to_its_search(open_study(sweep), sweep, [], shards)
+    shutil.copytree(tokens, tmp_path / "moved")
+    moved = TokenShards.open(tmp_path / "moved")
+    keep_to_its_search(open_study(sweep), replace(sweep, data=moved.folder), [], moved)
+    (moved.folder / "manifest.json").write_text(json.dumps({**moved.manifest, "report": {"by": "another"}}))
+    with pytest.raises(UserError, match="the study sweep was begun on other tokens"):
+        keep_to_its_search(open_study(sweep), sweep, [], moved)
 
 
 def test_no_two_trials_draw_the_same_and_a_stop_changes_nothing(tmp_path, monkeypatch):
