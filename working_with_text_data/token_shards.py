@@ -134,16 +134,15 @@ class TokenShards:
             tokenizer_path: use this `tokenizer.json` in place of the folder's own.
 
         Raises:
-            ValueError: not a shards folder, a shard is missing or cut short, the tokenizer is missing or another one.
+            ValueError: not a shards folder, its manifest is damaged, a shard is missing or cut short, the tokenizer is
+                missing or another one.
         """
         folder = latest_whole_folder(folder, MANIFEST)
         if not (folder / MANIFEST).is_file():
             raise ValueError(
                 f"no token shards in {folder}: make them with `python pretraining/prepare_data.py --out {folder}`"
             )
-        manifest = read_json(folder / MANIFEST)
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise ValueError(f"{folder / MANIFEST} is not a manifest of {FORMAT}: prepare the data again")
+        manifest = _read_manifest(folder / MANIFEST)
         tokenizer_path = Path(tokenizer_path or folder / TOKENIZER)
         tokenizer = BytePairTokenizer.load(tokenizer_path)
         if tokenizer.fingerprint != manifest["tokenizer_fingerprint"]:
@@ -165,6 +164,39 @@ class TokenShards:
             for shard in self.manifest[split]["shards"]:
                 if sha256_of(self.folder / shard["file"]) != shard["sha256"]:
                     raise ValueError(f"{self.folder / shard['file']} is damaged: prepare the data again")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest that has all that is read from it.
+
+    Raises:
+        ValueError: it has not.
+    """
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a manifest of {FORMAT}: prepare the data again")
+    is_whole: dict[str, bool] = {
+        "tokenizer_fingerprint": isinstance(manifest.get("tokenizer_fingerprint"), str),
+        "dtype": manifest.get("dtype") in ("uint16", "uint32"),
+        "made_by": isinstance(manifest.get("made_by"), dict),
+        **{split: _is_side(manifest.get(split)) for split in SPLITS},
+    }
+    if damaged := [name for name, whole in is_whole.items() if not whole]:
+        raise ValueError(f"{path} is damaged, it has no whole {damaged[0]!r}: prepare the data again")
+    return manifest
+
+
+def _is_side(side: Any) -> bool:
+    """Whether it is what a manifest says of one side of the split, as far as that is read."""
+    shards = side.get("shards") if isinstance(side, dict) else None
+    return isinstance(shards, list) and all(
+        isinstance(shard, dict)
+        and isinstance(shard.get("file"), str)
+        and isinstance(shard.get("sha256"), str)
+        and type(shard.get("tokens")) is int
+        and shard["tokens"] > 0
+        for shard in shards
+    )
 
 
 def _map(folder: Path, shard: dict[str, Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

@@ -91,6 +91,28 @@ def test_damage_is_found(folder, tmp_path):
         TokenShards.open(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("tokenizer_fingerprint", (None, 5, ["x"])),
+        ("dtype", (None, "float16", "nothing", 7, ["uint16"])),
+        ("made_by", (None, "me", [])),
+        ("train", (None, [], "x", {}, {"shards": {}}, {"shards": ["train_00000.bin"]}, {"shards": [{}]})),
+        ("validation", ({"shards": [{"file": "validation_00000.bin", "tokens": "50", "sha256": "x"}]},)),
+        ("validation", ({"shards": [{"file": 5, "tokens": 50, "sha256": "x"}]},)),
+        ("validation", ({"shards": [{"file": "validation_00000.bin", "tokens": 50}]},)),
+    ],
+)
+def test_a_damaged_manifest_gets_one_line(folder, name, values):
+    path = folder / "manifest.json"
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    lacking = {key: value for key, value in whole.items() if key != name}
+    for damaged in (lacking, *({**whole, name: value} for value in values)):
+        path.write_text(json.dumps(damaged), encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"manifest\.json is damaged, it has no whole '{name}'"):
+            TokenShards.open(folder)
+
+
 def test_nothing_is_left_when_writing_fails(tokenizer, tmp_path):
     def failing():
         yield DOCUMENTS[1]
