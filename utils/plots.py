@@ -51,16 +51,20 @@ def save_curves(
     if text:
         panel = figure.add_subplot(1, 2, 2)
         panel.axis("off")
-        plain = text.replace("$", r"\$")  # matplotlib would set formulas between dollars
-        panel.text(0, 1, plain, family="monospace", fontsize=8.5, va="top", transform=panel.transAxes)
+        panel.text(0, 1, plain(text), family="monospace", fontsize=8.5, va="top", transform=panel.transAxes)
     for (name, (x, y)), style in zip(curves.items(), _LINES, strict=False):
-        axes.plot(x, y, label=name, **style)
-    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+        axes.plot(x, y, label=plain(name), **style)
+    axes.set(title=plain(title), xlabel=plain(x_label), ylabel=plain(y_label))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     if note:
-        axes.text(0.02, 0.03, note, transform=axes.transAxes, fontsize=8, va="bottom")
+        axes.text(0.02, 0.03, plain(note), transform=axes.transAxes, fontsize=8, va="bottom")
     save_figure(path, figure)
+
+
+def plain(text: str) -> str:
+    """The text as it stands: matplotlib would set formulas between dollars."""
+    return text.replace("$", r"\$")
 
 
 def save_figure(path: Path | str, figure: Figure) -> None:

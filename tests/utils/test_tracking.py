@@ -26,6 +26,12 @@ def test_provenance_names_versions_and_commit(tmp_path):
     assert made_by["commit"] is None or re.fullmatch(r"[0-9a-f]{40}\+?", made_by["commit"])
 
 
+def test_dollars_in_names_are_no_formulas(tmp_path):
+    name = r"R/$\foo$"
+    save_curves(tmp_path / "one.png", {name: ([0, 1], [2.0, 1.0])}, name, name, name, name, name)
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_plot_is_a_png_of_its_curves(tmp_path):
     save_curves(tmp_path / "one.png", {"loss": ([0, 1], [2.0, 1.0])}, "t", "step", "nats")
     save_curves(tmp_path / "two.png", {"loss": ([0, 1], [1.0, 2.0])}, "t", "step", "nats")
