@@ -115,14 +115,31 @@ def wandb_tracker(
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line cut short by a kill is left out."""
+    """The lines of a `metrics.jsonl` that are whole: objects that have a step, and figures.
+
+    A last line that a kill cut short is left out. A damaged line before it, which a failing disk may leave, is left
+    out with a warning: the run goes on, and what came after is still read.
+    """
     rows = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    *lines, cut_short = Path(path).read_bytes().split(b"\n")
+    for number, line in enumerate((*lines, cut_short), start=1):
+        row = _row(line)
+        if row is not None:
+            rows.append(row)
+        elif line.strip() and not (number > len(lines) and line.startswith(b"{")):
+            print(f"warning: line {number} of {path} is damaged, and left out", file=sys.stderr)
     return rows
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """One line of a `metrics.jsonl`; None for what is none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None
+    return row if all(isinstance(figure, int | float | str) for figure in row.values()) else None
 
 
 def metric_curves(path: Path | str, **metrics: str) -> dict[str, tuple[list[float], list[float]]]:
@@ -130,7 +147,7 @@ def metric_curves(path: Path | str, **metrics: str) -> dict[str, tuple[list[floa
     rows = read_metrics(path)
     curves = {}
     for label, metric in metrics.items():
-        points = [(row["step"], row[metric]) for row in rows if metric in row]
+        points = [(row["step"], row[metric]) for row in rows if isinstance(row.get(metric), int | float)]
         if points:
             curves[label] = ([step for step, _ in points], [value for _, value in points])
     return curves

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from utils.plots import save_curves
-from utils.tracking import MetricsLog, provenance, read_metrics
+from utils.tracking import MetricsLog, metric_curves, provenance, read_metrics
 
 
 def test_metrics_come_back_and_a_torn_last_line_does_not(tmp_path):
@@ -17,6 +17,22 @@ def test_metrics_come_back_and_a_torn_last_line_does_not(tmp_path):
     with path.open("a", encoding="utf-8") as file:
         file.write('{"step": 3, "lo')
     assert len(read_metrics(path)) == 2
+
+
+def test_a_damaged_line_hides_nothing_behind_it(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    for damage in ('{"step": 2, "lo', "5", "[]", '{"loss": 2.0}', '{"step": "2"}', '{"step": 2, "loss": [1]}', "\0\0"):
+        path.write_text(f'{{"step": 1, "loss": 3.0}}\n{damage}\n{{"step": 3, "loss": 1.0}}\n{{"st')
+        assert [row["step"] for row in read_metrics(path)] == [1, 3]
+        assert capsys.readouterr().err == f"warning: line 2 of {path} is damaged, and left out\n"
+        assert metric_curves(path, training="loss") == {"training": ([1, 3], [3.0, 1.0])}
+        assert capsys.readouterr().err
+    path.write_bytes(b'{"step": 1}\n\xff\xfe\n{"step": 3}\n')
+    assert [row["step"] for row in read_metrics(path)] == [1, 3]
+    assert "line 2" in capsys.readouterr().err
+    path.write_text('{"step": 1}\n\n{"step": 3}\n{"step": 4')
+    assert [row["step"] for row in read_metrics(path)] == [1, 3]
+    assert not capsys.readouterr().err
 
 
 def test_provenance_names_versions_and_commit(tmp_path):
