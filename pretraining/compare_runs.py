@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import tyro
 
@@ -35,6 +35,23 @@ class CompareRuns:
     """bits_per_byte where the tokenizers differ."""
 
 
+def options_of(run: Path) -> dict[str, Any]:
+    """The flags of a run.
+
+    Raises:
+        UserError: its config.json is missing or damaged.
+    """
+    path = run / "config.json"
+    if not path.is_file():
+        raise UserError(f"{run} is not a run folder: it has no config.json")
+    config = read_json(path)
+    options = config.get("options") if isinstance(config, dict) else None
+    for name in ("batch_size", "context_length"):
+        if not isinstance(options, dict) or type(options.get(name)) is not int:
+            raise UserError(f"{path} does not say the run's {name}, by which tokens are counted: leave this run out")
+    return cast(dict[str, Any], options)
+
+
 def curve(run: Path, axis: str, measure: str) -> tuple[list[float], list[float]]:
     """(places on the axis, values) of each measurement of a run.
 
@@ -43,10 +60,11 @@ def curve(run: Path, axis: str, measure: str) -> tuple[list[float], list[float]]
     """
     if not (run / "metrics.jsonl").is_file():
         raise UserError(f"{run} is not a run folder: it has no metrics.jsonl")
-    options = read_json(run / "config.json")["options"]
+    options = options_of(run)
     per_step = options["batch_size"] * options["context_length"]
     seconds, x, y = 0.0, [], []
     for row in read_metrics(run / "metrics.jsonl"):
+        row = {name: figure for name, figure in row.items() if not isinstance(figure, str)}
         seconds += row.get("seconds", 0.0)
         if measure in row:
             x.append(seconds if axis == "seconds" else row["step"] * per_step)
@@ -65,7 +83,7 @@ def differing(options: list[dict[str, Any]]) -> list[str]:
 
 def table(runs: list[Path], curves: dict[str, tuple[list[float], list[float]]], measure: str) -> str:
     """One row a run: what is its own, and what it reached."""
-    options = [read_json(run / "config.json")["options"] for run in runs]
+    options = [options_of(run) for run in runs]
     names = differing(options)
     rows = []
     for run, one in zip(runs, options, strict=True):

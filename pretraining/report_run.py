@@ -10,6 +10,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError, run_command
 from utils.files import read_json, write_json
@@ -40,9 +41,9 @@ def table(results: Path) -> str:
     rows = []
     for path in sorted(results.glob("*.json")):
         run = read_json(path)
-        if "metrics" not in run:
+        if not isinstance(run, dict) or "metrics" not in run:
             continue
-        m = run["metrics"]
+        m = metrics_of(run, path)
         rows.append(
             [
                 path.stem,
@@ -58,9 +59,35 @@ def table(results: Path) -> str:
     return markdown_table([*header, "device"], rows, "lrrrrrrl")
 
 
+def metrics_of(made_by: Any, path: Path) -> dict[str, Any]:
+    """The figures of a finished run, where `path`, its `scratchbook.json` or a copy of it, holds `made_by`.
+
+    Raises:
+        UserError: the run is not finished, or a figure is missing.
+    """
+    metrics = made_by.get("metrics") if isinstance(made_by, dict) else None
+    if not isinstance(metrics, dict):
+        raise UserError(f"{path} is damaged, it has no metrics: train the run again")
+    if not metrics.get("finished"):
+        raise UserError(f"{path}: the run did not come to its end: its figures would be those of an unfinished run")
+    for name in ("parameters", "tokens", "validation_loss", "bits_per_byte", "tokens_per_second", "minutes"):
+        if not isinstance(metrics.get(name), int | float):
+            raise UserError(f"{path} does not say the run's {name}: only whole runs of pretraining are reported")
+    if not isinstance(made_by.get("device"), str):
+        raise UserError(f"{path} does not say the run's device: only whole runs of pretraining are reported")
+    return metrics
+
+
 def last_sample(run: Path) -> str:
-    """The text that the finished model wrote."""
-    return (run / "samples.txt").read_text(encoding="utf-8").split("--- step ")[-1].split("\n", 1)[1]
+    """The text that the finished model wrote.
+
+    Raises:
+        UserError: there is none.
+    """
+    _, begins, sample = (run / "samples.txt").read_text(encoding="utf-8").rpartition("--- step ")
+    if not begins or "\n" not in sample:
+        raise UserError(f"{run / 'samples.txt'} is damaged, it holds no sample: train the run again")
+    return sample.split("\n", 1)[1]
 
 
 def main(options: ReportRun) -> None:
@@ -68,13 +95,13 @@ def main(options: ReportRun) -> None:
         raise UserError(f"--name {options.name!r} must be the name of a file, without a folder")
     if not (options.run / "model" / "scratchbook.json").is_file():
         raise UserError(f"{options.run} is not a finished run: train one with pretraining/pretrain_simple.py")
-    figures = read_json(options.run / "model" / "scratchbook.json")
-    if not figures.get("metrics", {}).get("finished"):
-        raise UserError(f"{options.run} did not come to its end: its figures would be those of an unfinished run")
-    write_json(options.out / f"{options.name}.json", figures)
+    made_by = read_json(options.run / "model" / "scratchbook.json")
+    m = metrics_of(made_by, options.run / "model" / "scratchbook.json")
     curves = metric_curves(options.run / "metrics.jsonl", training="loss", validation="validation_loss")
+    if not curves:
+        raise UserError(f"{options.run / 'metrics.jsonl'} holds no losses to draw: train the run again")
     lines = [piece for line in last_sample(options.run).splitlines() for piece in textwrap.wrap(line, 78) or [""]]
-    m = figures["metrics"]
+    write_json(options.out / f"{options.name}.json", made_by)
     save_curves(
         options.out / f"{options.name}.png",
         curves,

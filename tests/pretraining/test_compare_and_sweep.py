@@ -62,6 +62,29 @@ def test_runs_are_compared_by_tokens_and_by_what_differs(tmp_path, run):
     assert_one_clear_line(run("pretraining/compare_runs.py", tmp_path), "is not a run folder")
 
 
+@pytest.mark.parametrize("config", ["{}", "[]", "5", '{"options": []}', '{"options": {"batch_size": "4"}}'])
+def test_a_damaged_config_gets_one_line(tmp_path, config):
+    run = make_run(tmp_path / "a", [5.0, 3.0])
+    (run / "config.json").write_text(config)
+    with pytest.raises(UserError, match=r"config\.json does not say the run's batch_size"):
+        curve(run, "tokens", "validation_loss")
+    (run / "config.json").unlink()
+    with pytest.raises(UserError, match=r"it has no config\.json"):
+        curve(run, "tokens", "validation_loss")
+
+
+@pytest.mark.parametrize("line", ["5", "[]", "null", '{"validation_loss": 1.0}', '{"step": 10, "validation_lo'])
+def test_a_damaged_line_is_told_and_the_rest_compared(tmp_path, capsys, line):
+    run = make_run(tmp_path / "a", [5.0, 3.0])
+    log = run / "metrics.jsonl"
+    log.write_text(f"{line}\n{log.read_text()}")
+    assert curve(run, "tokens", "validation_loss") == ([0, 320], [5.0, 3.0])
+    assert capsys.readouterr().err == f"warning: line 1 of {log} is damaged, and left out\n"
+    log.write_text('{"step": 1, "validation_loss": "low"}\n')
+    with pytest.raises(UserError, match="nothing was measured"):
+        curve(run, "tokens", "validation_loss")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

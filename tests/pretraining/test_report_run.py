@@ -8,6 +8,7 @@ import pytest
 
 from pretraining.report_run import BLOCK, READMES, RESULTS, ReportRun, main, table
 from tests.conftest import assert_one_clear_line
+from utils.errors import UserError
 from utils.readme_tables import with_block
 
 METRICS = {
@@ -27,18 +28,52 @@ def test_readmes_hold_the_table_of_the_committed_results(readme):
     assert with_block(text, BLOCK, table(RESULTS)) == text
 
 
-def test_a_run_becomes_a_row_and_a_picture(tmp_path):
-    run = tmp_path / "run"
+def make_run(run):
     (run / "model").mkdir(parents=True)
     made_by = {"metrics": METRICS, "device": "cpu, 2 threads, float32"}
     (run / "model" / "scratchbook.json").write_text(json.dumps(made_by), encoding="utf-8")
     rows = [{"step": 1, "loss": 2.0}, {"step": 1, "validation_loss": 2.1}]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (run / "samples.txt").write_text("--- step 0, x\nfirst\n\n--- step 1, y\nsaid for $5 and $6\n", encoding="utf-8")
-    main(ReportRun(run, "tiny", tmp_path / "results"))
+    return run
+
+
+def test_a_run_becomes_a_row_and_a_picture(tmp_path):
+    main(ReportRun(make_run(tmp_path / "run"), "tiny", tmp_path / "results"))
     assert (tmp_path / "results" / "tiny.png").read_bytes().startswith(b"\x89PNG")
     row = table(tmp_path / "results").splitlines()[-1]
     assert row == "| tiny | 2.5M | 4.0M | 3.123 | 1.234 | 12,346 | 5.1 | cpu, 2 threads, float32 |"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("samples.txt", "", "holds no sample"),
+        ("samples.txt", "something else\n", "holds no sample"),
+        ("samples.txt", "--- step 3, cut sh", "holds no sample"),
+        ("metrics.jsonl", "", "no losses to draw"),
+        ("model/scratchbook.json", "[]", "has no metrics"),
+        ("model/scratchbook.json", "{}", "has no metrics"),
+        ("model/scratchbook.json", '{"metrics": 5}', "has no metrics"),
+        ("model/scratchbook.json", '{"metrics": {"finished": true}}', "does not say the run's parameters"),
+        ("model/scratchbook.json", json.dumps({"metrics": METRICS}), "does not say the run's device"),
+        ("model/scratchbook.json", json.dumps({"metrics": METRICS | {"tokens": "4"}}), "does not say the run's tokens"),
+    ],
+)
+def test_a_damaged_run_gets_one_line_and_no_report(tmp_path, file, content, message):
+    run = make_run(tmp_path / "run")
+    (run / file).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        main(ReportRun(run, "tiny", tmp_path / "results"))
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_damaged_result_gets_one_line(tmp_path):
+    (tmp_path / "benchmark.json").write_text('[{"metrics": 1}]', encoding="utf-8")
+    assert len(table(tmp_path).splitlines()) == 2
+    (tmp_path / "tiny.json").write_text('{"metrics": {"finished": true}}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"tiny\.json does not say the run's parameters"):
+        table(tmp_path)
 
 
 def test_an_unfinished_run_has_no_figures(run, tmp_path):
