@@ -18,7 +18,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,8 +244,8 @@ class Batches:
         if context_length < 1 or batch_size < 1:
             raise ValueError(f"context length and batch size must be at least 1, got {context_length} and {batch_size}")
         self.arrays, self.context_length, self.batch_size, self.seed = arrays, context_length, batch_size, seed
-        self._ends = list(np.cumsum([len(array) for array in arrays]))
-        self.tokens = int(self._ends[-1]) if arrays else 0
+        self._ends = [int(end) for end in np.cumsum([len(array) for array in arrays])]
+        self.tokens = self._ends[-1] if arrays else 0
         self.windows = -(-self.tokens // context_length)
         self.steps_per_epoch = self.windows / batch_size
         if self.windows < batch_size or self.tokens <= context_length:
@@ -278,7 +278,7 @@ class Batches:
         length = self.context_length
         start = int(order[place]) * length
         asked = min(length, self.tokens - start)  # fewer in the last window around the ring
-        ids = self._read((offset + start) % self.tokens, length + 1)  # (context_length + 1,)
+        ids = _read(self.arrays, self._ends, (offset + start) % self.tokens, length + 1)  # (context_length + 1,)
         targets = ids[1:].copy()
         targets[asked:] = IGNORE
         return np.stack([ids[:-1], targets])
@@ -292,17 +292,22 @@ class Batches:
             self._epochs = {**kept, epoch: (offset, random.permutation(self.windows))}
         return self._epochs[epoch]
 
-    def _read(self, start: int, length: int) -> npt.NDArray[np.int64]:
-        """`length` ids around the ring from place `start` on, from as many shards as they lie in."""
-        parts, which = [], bisect.bisect_right(self._ends, start)
-        while length > 0:
-            begin = start - (self._ends[which] - len(self.arrays[which]))
-            part = self.arrays[which][begin : begin + length].astype(np.int64)
-            parts.append(part)
-            length -= len(part)
-            which = (which + 1) % len(self.arrays)
-            start = self._ends[which] - len(self.arrays[which])
-        return np.concatenate(parts)
+
+def _read(arrays: list[npt.NDArray[Any]], ends: list[int], start: int, length: int) -> npt.NDArray[np.int64]:
+    """`length` ids around the ring of shards from place `start` on, from as many of them as they lie in.
+
+    Args:
+        ends: of each shard, its last place and one.
+    """
+    parts, which = [], bisect.bisect_right(ends, start)
+    while length > 0:
+        begin = start - (ends[which] - len(arrays[which]))
+        part = arrays[which][begin : begin + length].astype(np.int64)
+        parts.append(part)
+        length -= len(part)
+        which = (which + 1) % len(arrays)
+        start = ends[which] - len(arrays[which])
+    return np.concatenate(parts)
 
 
 def document_numbers(inputs: npt.NDArray[Any], end_of_text: int) -> npt.NDArray[np.int64]:
@@ -324,19 +329,21 @@ def evaluation_windows(
 ) -> npt.NDArray[np.int64]:
     """Fixed windows for measuring: side by side over all the text, or evenly spread if `max_tokens` allows fewer.
 
+    The shards are one row of ids: a window may begin in one and end in the next.
+
     Returns:
         int64 (windows, context_length + 1). Text that is shorter than a context gives one short window.
 
     Raises:
         ValueError: there is no token to predict.
     """
-    starts = [(array, i) for array in arrays for i in range(0, len(array) - context_length, context_length)]
-    if not starts:
-        longest = max(arrays, key=len, default=np.zeros(0))
-        if len(longest) < 2:
-            raise ValueError("there is too little validation text: not one token to predict")
-        return longest[None].astype(np.int64)
-    allowed = len(starts) if max_tokens is None else max(1, max_tokens // context_length)
+    ends = [int(end) for end in np.cumsum([len(array) for array in arrays])]
+    tokens = ends[-1] if ends else 0
+    if tokens < 2:
+        raise ValueError("there is too little validation text: not one token to predict")
+    length = min(context_length, tokens - 1)
+    starts: Sequence[int] = range(0, tokens - length, length)
+    allowed = len(starts) if max_tokens is None else max(1, max_tokens // length)
     if allowed < len(starts):
         starts = [starts[i] for i in np.linspace(0, len(starts) - 1, allowed).round().astype(int)]
-    return np.stack([array[i : i + context_length + 1] for array, i in starts]).astype(np.int64)
+    return np.stack([_read(arrays, ends, start, length + 1) for start in starts])

@@ -177,13 +177,23 @@ def test_a_batch_depends_on_seed_and_step_alone():
         Batches(arrays, 0, 4)
 
 
-@given(st.integers(2, 200), st.integers(1, 20))
-def test_evaluation_windows_lie_side_by_side(n, context):
-    windows = evaluation_windows([np.arange(n)], context)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.integers(1, 20), st.integers(1, 200))
+def test_evaluation_windows_lie_side_by_side_whatever_the_shards(lengths, context, max_tokens):
+    n = sum(lengths)
+    shards = np.split(np.arange(n), np.cumsum(lengths)[:-1])
+    if n < 2:
+        with pytest.raises(ValueError, match="too little validation text"):
+            evaluation_windows(shards, context)
+        return
+    windows = evaluation_windows(shards, context)
     assert (np.diff(windows, axis=1) == 1).all()
+    assert windows[0, 0] == 0
     assert (windows[1:, 0] == windows[:-1, -1]).all()
     unseen = n - 1 - windows[:, 1:].size
     assert 0 <= unseen < context
+    assert windows.shape[1] == min(context + 1, n)
+    some = evaluation_windows(shards, context, max_tokens)
+    assert some.tolist() == evaluation_windows([np.arange(n)], context, max_tokens).tolist()
 
 
 def test_evaluation_windows_are_spread_over_all_text():
