@@ -52,7 +52,7 @@ _SAME_FOR_ALL = {
     "eval_tokens", "all_at_end", "device", "tensorboard", "wandb", "wandb_project",
 }  # fmt: skip
 # What may change while a study is searched: where things lie, and what changes no loss.
-_OF_A_WORKER = _SAME_FOR_ALL - {"from_model", "eval_tokens", "all_at_end"}
+_OF_A_WORKER = (_SAME_FOR_ALL | {"diagnose_every", "sample_prompt"}) - {"from_model", "eval_tokens", "all_at_end"}
 _SIGN_OF_LIFE, _DEAD_AFTER = 10, 60  # seconds: from one to the next, and without one until a worker counts as killed
 
 

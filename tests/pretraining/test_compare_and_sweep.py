@@ -323,6 +323,7 @@ def test_other_settings_are_another_study(tokens, tmp_path, changes, message):  
     begin(sweep)
     same: dict[str, Any] = {
         "trials": 30,
+        "diagnose_every": 0,
         "device": "cpu",
         "wandb": "offline",
         "space": ("learning_rate=log:1e-3:1e-1",),
