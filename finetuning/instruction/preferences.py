@@ -17,7 +17,8 @@ In the columns `prompt`, `chosen` and `rejected` may stand texts or lists of mes
 `rejected` are whole conversations, as lists of messages or as texts with "Human:" and "Assistant:" in front of turns.
 
 A pair whose answers are equal says nothing, and one with an empty answer or with two different prompts is broken: all
-are left out and counted. The split is by question, so that none stands on both sides.
+are left out and counted. The split is by question, so that none stands on both sides; that of python-docs is by name,
+and the names are those that train_instruct.py holds out, so that evaluate.py asks of what neither has learned from.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+from finetuning.instruction.instructions import EMBEDDED, InstructionOptions, side_of
 from finetuning.instruction.prompt_format import Message, Role
 from finetuning.instruction.records import read_records
 from utils.errors import UserError, one_line
@@ -65,7 +67,7 @@ class Pair:
 class PreferenceOptions:
     """The flags that say which pairs."""
 
-    data: str = "python-docs"
+    data: str = EMBEDDED
     """python-docs (made by rule), hub:OWNER/NAME, or a .json, .jsonl or .parquet file."""
     hub_config: str | None = None
     """The configuration of the hub's data set, where it has several."""
@@ -76,12 +78,17 @@ class PreferenceOptions:
     max_pairs: int | None = None
     """Take the first so many pairs; all if not given."""
     validation_share: float = 0.1
-    """Share of the questions that are kept for validation."""
+    """Share of the questions that are kept for validation. Of python-docs, these are what train_instruct.py holds out."""
 
     def check(self) -> None:
         """Raises UserError where a flag is out of its range, or means nothing with this data."""
         if not 0 < self.validation_share < 1:
             raise UserError(f"--validation-share must be between 0 and 1, got {self.validation_share}")
+        if self.data == EMBEDDED and self.validation_share != PreferenceOptions.validation_share:
+            raise UserError(
+                f"--validation-share says nothing of --data {EMBEDDED}, whose validation questions are those that "
+                "train_instruct.py holds out: leave it out"
+            )
         if self.max_pairs is not None and self.max_pairs < 2:
             raise UserError(f"--max-pairs must be at least 2, got {self.max_pairs}")
         if not self.data.startswith("hub:"):
@@ -101,16 +108,25 @@ class PreferenceOptions:
             ValueError: columns are missing or hold something else; the message names the row.
         """
         report: dict[str, Any] = {"data": self.data, "left_out": {}}
-        if self.data == "python-docs":
-            pairs: Iterable[Pair] = rule_pairs()
-        else:
-            pairs = pairs_from_rows(self._rows(report), self.data, report["left_out"])
+        if self.data == EMBEDDED:
+            return *self._embedded(report), report
+        pairs = pairs_from_rows(self._rows(report), self.data, report["left_out"])
         found = list(islice(pairs, self.max_pairs))
         if not found:
             left_out = ", ".join(f"{n:,} {why}" for why, n in report["left_out"].items() if n)
             raise UserError(f"{self.data} holds no preference pairs" + (f" ({left_out} left out)" if left_out else ""))
         training, validation = split_pairs(found, self.validation_share)
         return training, validation, report
+
+    def _embedded(self, report: dict[str, Any]) -> tuple[list[Pair], list[Pair]]:
+        documented = documented_names()
+        learned, held_out = split_names(documented)
+        training, validation = rule_pairs(learned), rule_pairs(held_out)
+        report["left_out"]["answers held out under another name"] = len(documented) - len(learned) - len(held_out)
+        if self.max_pairs is not None:
+            of_validation = max(1, round(self.max_pairs * len(validation) / (len(training) + len(validation))))
+            training, validation = training[: self.max_pairs - of_validation], validation[:of_validation]
+        return training, validation
 
     def _rows(self, report: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if self.data.startswith("hub:"):
@@ -252,13 +268,24 @@ def _root(group: dict[str, str], name: str) -> str:
     return name
 
 
-def rule_pairs(documented: dict[str, str] | None = None) -> list[Pair]:
-    """The embedded default: a pair for each documented name of the standard library, the same on every call.
+def split_names(documented: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """(names to learn from, names held out) with what to say of them, as train_instruct.py has them by default.
+
+    A name to learn from is left out if a held-out one has the same answer.
+    """
+    options = InstructionOptions()
+    held_out = {name: text for name, text in documented.items() if side_of(name, options) != "train"}
+    known = {*held_out.values()}
+    learned = {name: text for name, text in documented.items() if name not in held_out and text not in known}
+    return learned, held_out
+
+
+def rule_pairs(documented: dict[str, str]) -> list[Pair]:
+    """The embedded default: a pair for each name, the same on every call. Wrong answers are made of these names' alone.
 
     Args:
-        documented: names and what to say of them, if not `documented_names`.
+        documented: names and what to say of them.
     """
-    documented = documented_names() if documented is None else documented
     answers = {name: text for name, text in documented.items() if len(text.split()) >= _SHORTEST}
     names, pairs = sorted(answers), []
     for name in names:

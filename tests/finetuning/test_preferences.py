@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from finetuning.instruction.instructions import InstructionOptions, read_examples, split_examples
 from finetuning.instruction.preferences import (
     KINDS,
     Pair,
@@ -24,6 +25,7 @@ from finetuning.instruction.preferences import (
     documented_names,
     pairs_from_rows,
     rule_pairs,
+    split_names,
     split_pairs,
 )
 from utils.errors import UserError
@@ -146,6 +148,7 @@ def test_bad_files_are_one_clear_line(tmp_path, name, content, words):
 def test_flags_that_mean_nothing_are_refused():
     for options, words in (
         (PreferenceOptions(validation_share=0), "--validation-share"),
+        (PreferenceOptions(validation_share=0.2), "--validation-share says nothing of --data python-docs"),
         (PreferenceOptions(max_pairs=1), "--max-pairs"),
         (PreferenceOptions(revision="main"), "--revision belongs to --data hub:"),
         (PreferenceOptions(data="x.jsonl", hub_split="test"), "--hub-split belongs to"),
@@ -237,3 +240,33 @@ def test_the_embedded_pairs_come_from_docstrings_that_python_itself_shows():
     assert pairs == rule_pairs(dict(sorted(named.items(), key=lambda item: item[1])))
     assert min(Counter(p.kind for p in pairs).values()) > len(pairs) / len(KINDS) * 0.8
     assert all(p.chosen != p.rejected for p in pairs)
+
+
+def test_no_name_that_instructions_hold_out_is_learned_from():
+    options = InstructionOptions()
+    held_out = split_examples(read_examples(options), options)["validation"]
+    asked = {example.question[-1]["content"] for example in held_out}
+    training, validation, report = PreferenceOptions().read()
+    assert not asked & {pair.messages[-1]["content"] for pair in training}
+    assert len(asked & {pair.messages[-1]["content"] for pair in validation}) > 50
+    assert not {p.chosen for p in training} & {p.chosen for p in validation}
+    assert not {p.rejected for p in training if p.kind == "other"} & {p.chosen for p in validation}
+    assert len(training) > 10 * len(validation) > 1000
+    assert report["left_out"]["answers held out under another name"] > 0
+
+
+def test_few_embedded_pairs_have_both_sides(monkeypatch):
+    named = {f"m.f{i}": f"what the function {i} is for" for i in range(200)}
+    monkeypatch.setattr("finetuning.instruction.preferences.documented_names", lambda: named)
+    for n in (2, 3, 60):
+        training, validation, _ = PreferenceOptions(max_pairs=n).read()
+        assert len(training) + len(validation) == n
+        assert training
+        assert validation
+
+
+def test_a_name_with_a_held_out_answer_is_on_neither_side():
+    named = {f"m.f{i}": "the same answer to all of them" for i in range(99)}
+    learned, held_out = split_names(named)
+    assert not learned
+    assert 0 < len(held_out) < 20
