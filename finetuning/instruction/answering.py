@@ -68,7 +68,21 @@ def require_layout(folder: Path | str) -> PromptFormat:
 
 
 def learned_system_prompt(folder: Path) -> str:
-    """What stood before each conversation in training, as a model folder tells; "" where it does not."""
+    """What stood before each conversation in training, as a model folder tells; "" where it does not.
+
+    Raises:
+        ValueError: what the folder tells of its making is damaged.
+    """
     path = folder / MADE_BY
-    options = read_json(path).get("options") if path.is_file() else None
+    made_by = read_json(path) if path.is_file() else {}
+    if not isinstance(made_by, dict):
+        raise ValueError(f"{path} is damaged: it holds no JSON object")
+    options = made_by.get("options")
     return str(options.get("system_prompt", "")) if isinstance(options, dict) else ""
+
+
+def with_system(messages: Sequence[Message], system_prompt: str) -> tuple[Message, ...]:
+    """The conversation with a system message before it, if there is one to say and it has none."""
+    if not system_prompt or (messages and messages[0]["role"] == "system"):
+        return tuple(messages)
+    return {"role": "system", "content": system_prompt}, *messages

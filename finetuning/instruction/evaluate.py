@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from finetuning.instruction.answer_metrics import distinct, exact_match, keeps_format, layout_marks, rouge_l
+from finetuning.instruction.answering import learned_system_prompt, with_system
 from finetuning.instruction.answers_page import answers_page
 from finetuning.instruction.instructions import EMBEDDED, InstructionOptions, read_examples, split_examples
 from finetuning.instruction.judge import judge_from, win_rate
@@ -286,16 +287,18 @@ def main(options: Evaluate) -> None:
     found: dict[str, Answers] = {}
     made_by: dict[str, Any] = {}
     layouts: dict[str, str] = {}
+    prompts: dict[str, str] = {}
     for name in options.models:
         model, tokenizer = load_model(name, device), load_tokenizer(name)
         own = PromptFormat.of(find_folder(name))
         layouts[name] = "its own" if own else options.format
+        prompts[name] = learned_system_prompt(find_folder(name))
         how = Sampling(temperature=options.temperature, seed=options.seed)
         found[name] = evaluate_model(
             model,
             tokenizer,
             own or PromptFormat.named(options.format),
-            questions,
+            [Question(with_system(q.messages, prompts[name]), q.reference) for q in questions],
             options.max_new_tokens,
             options.batch_size,
             how,
@@ -303,7 +306,13 @@ def main(options: Evaluate) -> None:
         made_by[name] = origin(name)
         print(f"{name}: {model.n_parameters:,} parameters, layout: {layouts[name]}", end="")
         print(f", {found[name].shortened} conversations shortened" if found[name].shortened else "")
-    about = provenance(device=describe_device(device), options=asdict(options), models=made_by, layouts=layouts)
+    about = provenance(
+        device=describe_device(device),
+        options=asdict(options),
+        models=made_by,
+        layouts=layouts,
+        system_prompts=prompts,
+    )
     write_results(options.out, about, questions, found)  # before a judge is asked, who may not answer
     judge = options.judge()
     if judge is not None:

@@ -7,7 +7,7 @@ model as it was before the first step. It never changes, and so its log-probabil
 RUN/reference.safetensors; a second model in memory is not needed. A run that goes on reads them from there, and refuses
 another model or other pairs under the same names.
 
-    RUN/model/        the policy, with the chat template of the model that it began as
+    RUN/model/        the policy, with the chat template and the system prompt of the model that it began as
     RUN/adapter/      with --lora: the adapters alone
     RUN/rewards.png   the reward margin, and the rewards of chosen and rejected answers
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from finetuning.instruction.answering import learned_system_prompt, with_system
 from finetuning.instruction.dpo import (
     EncodedPair,
     Floats,
@@ -128,7 +129,9 @@ class PreferenceTask:
         self.layout = layout_of(options.model, options.format)
         self.tokenizer = load_tokenizer(options.model)
         self.policy = load_model(options.model, ranks.device, torch.float32)
+        self.system_prompt = learned_system_prompt(find_folder(options.model))
         training, validation, report = options.read()
+        training, validation = self._with_system(training), self._with_system(validation)
         context = self.policy.config.context_length
         self.training = encode_pairs(self.layout, self.tokenizer, training, context, report, "training")
         self.validation = encode_pairs(self.layout, self.tokenizer, validation, context, report, "validation")
@@ -179,6 +182,8 @@ class PreferenceTask:
             plain = type(self.policy)(self.policy.config)
             plain.load_state_dict(merged_weights(self.policy))
             save_adapter(self.policy, folder.parent / "adapter", self.options.adapters(), self.options.model)
+        options = made_by["options"] | {"system_prompt": self.system_prompt}  # as if it had been given here
+        made_by = made_by | {"options": options}
         save_model(plain, folder, self.tokenizer, made_by, beside=self.layout.beside())
 
     def sample(self) -> str:
@@ -193,6 +198,9 @@ class PreferenceTask:
             lines += [pair.question, f"  chosen    {pair.chosen}", f"  rejected  {pair.rejected}"]
             lines += [f"  written   {self.tokenizer.decode(ids).strip()}"]
         return "\n".join(lines)
+
+    def _with_system(self, pairs: Sequence[Pair]) -> list[Pair]:
+        return [replace(pair, messages=with_system(pair.messages, self.system_prompt)) for pair in pairs]
 
     def _logprobs(self, pairs: Sequence[EncodedPair]) -> Floats:
         o = self.options

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from finetuning.instruction.answering import answers, exactly
+from finetuning.instruction.answering import answers, exactly, with_system
 from finetuning.instruction.instructions import (
     Example,
     InstructionOptions,
@@ -37,7 +37,7 @@ from finetuning.instruction.instructions import (
     split_examples,
 )
 from finetuning.instruction.packing import PackedBatches, Tokens, best_fit, packed, padded, padding_waste, tokens_of
-from finetuning.instruction.prompt_format import FormatName, Message, PromptFormat
+from finetuning.instruction.prompt_format import FormatName, PromptFormat
 from finetuning.lora import LoRA, add_lora, lora_layers, merged_weights, save_adapter
 from finetuning.tuning import (
     Arrays,
@@ -124,13 +124,6 @@ class Prepared:
     def n_targets(self) -> int:
         """Tokens to learn to say."""
         return sum(int((tokens.targets != IGNORE).sum()) for tokens in self.tokens)
-
-
-def with_system(messages: Sequence[Message], system_prompt: str) -> tuple[Message, ...]:
-    """The conversation with a system message before it, if there is one to say and it has none."""
-    if not system_prompt or (messages and messages[0]["role"] == "system"):
-        return tuple(messages)
-    return {"role": "system", "content": system_prompt}, *messages
 
 
 def prepare(

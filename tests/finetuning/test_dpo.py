@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from finetuning.instruction.answering import learned_system_prompt
 from finetuning.instruction.dpo import (
     EncodedPair,
     Preference,
@@ -441,3 +442,12 @@ def test_a_model_without_instructions_needs_a_format(base, data, tmp_path, token
         main(options(plain, data, tmp_path / "run"))
     main(options(plain, data, tmp_path / "run", format="alpaca"))
     assert PromptFormat.of(tmp_path / "run" / "model") == PromptFormat.named("alpaca")
+
+
+def test_a_learned_system_prompt_stays_before_each_question(base, data, tmp_path, tokenizer):
+    model, folder = tmp_path / "model", tmp_path / "run"
+    made_by = {"options": {"system_prompt": "What is it?"}}
+    save_model(load_model(base), model, tokenizer, made_by, beside=PromptFormat.named("chat").beside())
+    main(options(model, data, folder))
+    assert learned_system_prompt(folder / "model") == "What is it?"
+    assert "system: What is it?\n\nuser: What is" in (folder / "samples.txt").read_text()

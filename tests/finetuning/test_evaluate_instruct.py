@@ -533,6 +533,22 @@ def test_before_and_after_are_one_command(folder, tmp_path, tokenizer, run, serv
     assert (again["answers"], again["figures"][str(base)]) == before
 
 
+def test_a_learned_system_prompt_stands_before_each_question(folder, tmp_path, tokenizer):
+    learned, own = tmp_path / "learned", CHAT.template
+    save_model(load_model(folder), learned, tokenizer, {"options": {"system_prompt": "Say."}}, beside=CHAT.beside())
+    said = [Message(role="system", content="Say.")]
+    rows = [{"messages": [*q.messages, {"role": "assistant", "content": q.reference}]} for q in QUESTIONS]
+    (tmp_path / "q.json").write_text(json.dumps(rows))
+    more: dict[str, Any] = {"data": str(tmp_path / "q.json"), "max_new_tokens": 4, "device": "cpu"}
+    main(Evaluate(models=(str(learned),), out=tmp_path / "out", **more))
+    results = read_json(tmp_path / "out" / "results.json")
+    with_prompt = [Question((*said, *q.messages), q.reference) for q in QUESTIONS]
+    expected = evaluate_model(load_model(folder), tokenizer, PromptFormat(own), with_prompt, 4)
+    assert results["figures"][str(learned)] == pytest.approx(expected.figures)
+    assert results["made_by"]["system_prompts"] == {str(learned): "Say."}
+    assert results["answers"][0]["messages"] == list(QUESTIONS[0].messages)
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
