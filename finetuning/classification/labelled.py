@@ -31,6 +31,7 @@ import re
 import shlex
 import sys
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -297,20 +298,38 @@ def _acl_folder(folder: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _acl_archive(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Read as it is: nothing is unpacked, so nothing can be written anywhere."""
+    """Read as it is: nothing is unpacked, so nothing can be written anywhere. Links and devices are passed over."""
     if not path.is_file():
         raise UserError(f"no archive {path}")
     count = 0
     try:
         with tarfile.open(path) as archive:
             for member in archive:
-                if (match := _OF_ACL.search(member.name)) and (file := archive.extractfile(member)):
+                if (match := _OF_ACL.search(member.name)) and member.isfile():
+                    file = archive.extractfile(member)
+                    assert file is not None
                     count += 1
                     yield match[1], _decoded(file.read(), f"{path}, {member.name}"), _ACL_LABELS[match[2]]
-    except (tarfile.TarError, EOFError, OSError) as error:
+            _require_end(archive)
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise UserError(f"{path} is damaged or no tar archive ({error})") from None
     if not count:
         raise UserError(f"{path} holds nothing laid out like aclImdb: train/pos/*.txt and so on")
+
+
+def _require_end(archive: tarfile.TarFile) -> None:
+    """At a broken header tarfile ends as if nothing followed, and then nobody comes to the checksum at gzip's end.
+
+    Raises:
+        tarfile.ReadError, OSError: what follows the last member is not the end of an archive.
+    """
+    file = archive.fileobj
+    assert file is not None
+    file.seek(archive.offset)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("a broken header, or no end")
+    while file.read(1 << 20):
+        pass
 
 
 def _decoded(data: bytes, where: str) -> str:

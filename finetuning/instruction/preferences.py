@@ -78,7 +78,7 @@ class PreferenceOptions:
     max_pairs: int | None = None
     """Take the first so many pairs; all if not given."""
     validation_share: float = 0.1
-    """Share of the questions that are kept for validation; of python-docs, those that train_instruct.py holds out are."""
+    """Share of the questions that are kept for validation; python-docs keeps those that train_instruct.py holds out."""
 
     def check(self) -> None:
         """Raises UserError where a flag is out of its range, or means nothing with this data."""

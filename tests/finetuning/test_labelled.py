@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -174,6 +175,61 @@ def test_wrong_files_get_a_clear_line(run, tmp_path):
             read_labelled(DataOptions(data=str(tmp_path / name)))
     done = run("finetuning/classification/labelled.py", "--data", tmp_path / "nowhere")
     assert_one_clear_line(done, "no file or folder")
+
+
+def packed(path, *more, mode="w:gz"):
+    """An archive of 48 reviews, then `more` members: (name, kind, where a link points)."""
+    with tarfile.open(path, mode) as archive:
+        names = [f"a/{s}/{side}/{i}_1.txt" for s in ("train", "test") for side in ("pos", "neg") for i in range(12)]
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = len(name)
+            archive.addfile(member, io.BytesIO(name.encode()))
+        for name, kind, target in more:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            archive.addfile(member)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_an_archive_with_a_broken_header_is_damaged_and_not_smaller(tmp_path, mode):
+    path = packed(tmp_path / "acl.tar", mode=mode)
+    raw = bytearray(gzip.decompress(path.read_bytes()) if mode == "w:gz" else path.read_bytes())
+    assert len(read_labelled(DataOptions(data=str(path))).test) == 24
+    raw[40 * 1024 + 5] ^= 0x5A  # in the name of the 41st: a member takes two blocks of 512 bytes
+    broken = bytes(raw)
+    if mode == "w:gz":  # the checksum stays that of the whole, as where a disk has turned a bit
+        broken = gzip.compress(broken)[:-8] + path.read_bytes()[-8:]
+    path.write_bytes(broken)
+    with pytest.raises(UserError, match="is damaged"):
+        read_labelled(DataOptions(data=str(path)))
+
+
+def test_an_archive_whose_checksum_is_wrong_is_damaged(tmp_path):
+    path = packed(tmp_path / "acl.tar.gz")
+    raw = bytearray(path.read_bytes())
+    raw[-8] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match="is damaged"):
+        read_labelled(DataOptions(data=str(path)))
+    raw = bytearray(packed(path).read_bytes())
+    raw[len(raw) // 2 :] = bytes(len(raw) - len(raw) // 2)
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match="is damaged"):
+        read_labelled(DataOptions(data=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [(tarfile.SYMTYPE, "x.txt"), (tarfile.SYMTYPE, "/etc/passwd"), (tarfile.SYMTYPE, "../neg/0_1.txt"),
+     (tarfile.LNKTYPE, "a/nothing.txt"), (tarfile.FIFOTYPE, ""), (tarfile.DIRTYPE, "")],
+)  # fmt: skip
+def test_only_regular_files_of_an_archive_are_read(tmp_path, kind, target):
+    path = packed(tmp_path / "acl.tar.gz", ("a/train/pos/x.txt", kind, target))
+    data = read_labelled(DataOptions(data=str(path)))
+    assert sum(len(data.split(split)) for split in SPLITS) == 48
+    assert not data.dropped
 
 
 def test_the_training_texts_alone_are_exported(run, tmp_path):
