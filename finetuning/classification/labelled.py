@@ -156,7 +156,8 @@ def read_labelled(options: DataOptions) -> LabelledData:
     if not splits["test"]:
         train, test = _held_out(train, 0.1, shuffle)
     train, validation = _held_out(train, options.validation, shuffle)
-    train, test = _at_most(train, options.train_limit, shuffle), _at_most(test, options.test_limit, shuffle)
+    train = _at_most(train, options.train_limit, "--train-limit", shuffle)
+    test = _at_most(test, options.test_limit, "--test-limit", shuffle)
     names = options.label_names or tuple(map(str, labels))
     data = LabelledData(options.data, names, train, validation, test, dict(dropped))
     _require_usable(data)
@@ -226,22 +227,42 @@ def _held_out(
     items: list[LabelledText], share: float, shuffle: random.Random
 ) -> tuple[list[LabelledText], list[LabelledText]]:
     """(what stays, what is held out): the same share of every label."""
+    counts = {label: max(1, round(share * len(group))) for label, group in _by_label(items).items()}
+    return _drawn(items, counts, shuffle)
+
+
+def _drawn(
+    items: list[LabelledText], counts: dict[int, int], shuffle: random.Random
+) -> tuple[list[LabelledText], list[LabelledText]]:
+    """(what stays, what is drawn): so many of each label."""
     stays, held = [], []
-    for group in _by_label(items).values():
-        group = group.copy()
+    for label, group in _by_label(items).items():
         shuffle.shuffle(group)
-        count = max(1, round(share * len(group)))
-        held += group[:count]
-        stays += group[count:]
+        held += group[: counts[label]]
+        stays += group[counts[label] :]
     shuffle.shuffle(stays)
     shuffle.shuffle(held)
     return stays, held
 
 
-def _at_most(items: list[LabelledText], limit: int | None, shuffle: random.Random) -> list[LabelledText]:
+def _at_most(items: list[LabelledText], limit: int | None, flag: str, shuffle: random.Random) -> list[LabelledText]:
+    """`limit` of the texts, of each label one at least and about the same share.
+
+    Raises:
+        UserError: there are more labels.
+    """
     if limit is None or limit >= len(items):
         return items
-    return _held_out(items, limit / len(items), shuffle)[1]
+    sizes = {label: len(group) for label, group in _by_label(items).items()}
+    if limit < len(sizes):
+        raise UserError(f"{flag} {limit} is less than a text of each of the {len(sizes)} labels: give a higher one")
+    exact = {label: limit * size / len(items) for label, size in sizes.items()}
+    counts = {label: max(1, int(share)) for label, share in exact.items()}
+    while sum(counts.values()) < limit:  # rounding down has left some
+        counts[max(counts, key=lambda label: exact[label] - counts[label])] += 1
+    while sum(counts.values()) > limit:  # one at least was too much: the most frequent label gives
+        counts[max(counts, key=lambda label: counts[label])] -= 1
+    return _drawn(items, counts, shuffle)[1]
 
 
 # --- where they come from ---------------------------------------------------------------------------------------------
@@ -249,6 +270,13 @@ def _at_most(items: list[LabelledText], limit: int | None, shuffle: random.Rando
 
 def _raw(options: DataOptions) -> Iterator[tuple[str, str, Any]]:
     """(train or test, text, label) of all that there is."""
+    path = Path(options.data)
+    if options.test_data is not None and (
+        options.data in ("synthetic", "imdb") or path.is_dir() or path.name.lower().endswith(_ARCHIVES)
+    ):
+        raise UserError(
+            f"--test-data belongs to a file of rows, and --data {options.data} has its own test split: leave it out"
+        )
     if options.data == "synthetic":
         for i, (text, positive) in enumerate(synthetic_reviews()):
             yield "test" if i % 5 == 4 else "train", text, ("negative", "positive")[positive]
@@ -256,7 +284,6 @@ def _raw(options: DataOptions) -> Iterator[tuple[str, str, Any]]:
     if options.data == "imdb":
         yield from _from_hub()
         return
-    path = Path(options.data)
     if path.is_dir():
         yield from _acl_folder(path)
     elif path.name.lower().endswith(_ARCHIVES):

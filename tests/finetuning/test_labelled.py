@@ -76,9 +76,29 @@ def test_validation_is_the_same_share_of_each_label_and_a_seed_decides_it(tmp_pa
     assert read_labelled(options).summary == data.summary
     assert read_labelled(replace(options, data_seed=1)).summary["sha256"] != data.summary["sha256"]
     small = read_labelled(replace(options, train_limit=50, test_limit=20))
-    assert abs(len(small.train) - 50) <= 2
-    assert abs(len(small.test) - 20) <= 2
+    assert (len(small.train), len(small.test)) == (50, 20)
     assert texts(small, "validation") == texts(data, "validation")
+
+
+@pytest.mark.parametrize(("limit", "counts"), [(4, [1, 1, 1, 1]), (5, [2, 1, 1, 1]), (20, [14, 4, 1, 1])])
+def test_a_limit_is_kept_and_leaves_each_label_a_text(tmp_path, limit, counts):
+    rows = [{"text": f"text {i}", "label": "abcd"[sum(i % 100 >= n for n in (76, 96, 98))]} for i in range(1000)]
+    options = DataOptions(data=write_rows(tmp_path / "rows.jsonl", rows), train_limit=limit, test_limit=limit)
+    data = read_labelled(options)
+    for split in ("train", "test"):
+        found = Counter(item.label for item in data.split(split))
+        assert [found[i] for i in range(4)] == counts
+    for name in ("train_limit", "test_limit"):
+        with pytest.raises(UserError, match=f"--{name.replace('_', '-')} 3 .* 4 labels"):
+            read_labelled(replace(options, **{name: 3}))
+
+
+@pytest.mark.parametrize("data", ["synthetic", "imdb", "acl.tar.gz", "."])
+def test_a_test_file_beside_what_has_a_test_split_is_refused(tmp_path, data, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write_rows(tmp_path / "rows.jsonl", many(10))
+    with pytest.raises(UserError, match="--test-data belongs to a file of rows"):
+        read_labelled(DataOptions(data=data, test_data=Path(path)))
 
 
 def test_all_kinds_of_sources_say_the_same(tmp_path):
