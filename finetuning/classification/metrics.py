@@ -119,8 +119,9 @@ def save_picture(path: Path, truth: Sequence[int] | Ints, probabilities: Floats,
     right.imshow(table, cmap="Greys", vmin=0, vmax=2 * table.max())  # pale, so that figures can be read on it
     for row, column in np.ndindex(*table.shape):
         right.text(column, row, f"{table[row, column]:,}", ha="center", va="center")
-    right.set_xticks(range(len(labels)), labels, rotation=0 if len(labels) < 4 else 45)
-    right.set_yticks(range(len(labels)), labels)
+    # Labels are people's own: between dollar signs matplotlib would look for a formula.
+    right.set_xticks(range(len(labels)), labels, rotation=0 if len(labels) < 4 else 45, parse_math=False)
+    right.set_yticks(range(len(labels)), labels, parse_math=False)
     right.set(xlabel="answer", ylabel="truth")
     right.set_title(f"accuracy {figures['accuracy']:.3f}")
     figure.savefig(path, dpi=110)

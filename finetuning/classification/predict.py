@@ -126,7 +126,8 @@ def save_words(path: Path, prediction: Prediction, per_line: int = 84) -> None:
     axes.axis("off")
     axes.set(xlim=(-1, per_line + 2), ylim=(-len(lines) - 0.4, 2.2))
     probability = prediction.probabilities[prediction.label]
-    axes.text(0, 1.2, f"{prediction.label}, {probability:.1%}", fontsize=11, weight="bold", va="center")
+    told = f"{prediction.label}, {probability:.1%}"
+    axes.text(0, 1.2, told, fontsize=11, weight="bold", va="center", parse_math=False)
     axes.text(per_line, 1.2, "grey: for it    framed: against it", fontsize=8, ha="right", va="center", color="0.3")
     for row, line in enumerate(lines):
         at = 0.0

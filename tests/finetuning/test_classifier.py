@@ -207,6 +207,12 @@ def test_pictures_are_written(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("labels", [("$", "$$"), (r"$\frac$", "b"), ("$5 to $10", r"a\$b$")])
+def test_labels_are_drawn_as_they_are_written(tmp_path, labels):
+    save_picture(tmp_path / "a.png", np.array([0, 1]), np.array([[0.9, 0.1], [0.2, 0.8]]), labels)
+    save_words(tmp_path / "b.png", predict(made(labels=labels), TOKENIZER, "a film"))
+
+
 def test_contributions_are_gradient_times_input():
     """For a model that is linear in its embeddings they add up to the difference of logits, exactly."""
     classifier = made("mean", ("bad", "good"))
