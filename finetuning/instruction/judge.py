@@ -18,15 +18,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPException
+from queue import SimpleQueue
+from threading import Event, Thread
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -84,8 +84,11 @@ class Judge:
             raise UserError(f"the judge's timeout must be above 0 and its retries at least 0, got {self.timeout}, "
                             f"{self.retries}")  # fmt: skip
 
-    def ask(self, prompt: str) -> str:
+    def ask(self, prompt: str, stop: Event | None = None) -> str:
         """What the judge says.
+
+        Args:
+            stop: once it is set, nothing is sent again.
 
         Raises:
             UserError: it cannot be reached, or refuses; one line without the key.
@@ -102,10 +105,11 @@ class Judge:
         request = urllib.request.Request(
             f"{self.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers, method="POST"
         )
-        wait, problem = self.first_wait, ""
+        wait, problem, stop = self.first_wait, "", stop or Event()
         for attempt in range(self.retries + 1):
             if attempt:
-                time.sleep(min(wait, _LONGEST_WAIT))
+                if stop.wait(min(wait, _LONGEST_WAIT)):
+                    break
                 wait *= 2
             try:
                 with _OPENER.open(request, timeout=self.timeout) as answer:
@@ -186,6 +190,31 @@ def compare(judge: Callable[[str], str], question: str, ours: str, theirs: str) 
     return {"A": "win", "B": "loss", "tie": "tie"}[first]  # type: ignore[return-value]
 
 
+def _side_by_side(
+    ask: Callable[[str, str, str], Outcome], pairs: Sequence[tuple[str, str, str]], at_once: int, stop: Event
+) -> Iterator[Outcome]:
+    """`ask` of each pair, in the order in which they are answered, until `stop` is set.
+
+    The threads are daemons, which a pool's are not: a judge that hangs keeps no process from its end.
+    """
+    waiting, done = iter(pairs), SimpleQueue[Outcome | BaseException]()
+
+    def work() -> None:
+        while not stop.is_set() and (pair := next(waiting, None)) is not None:
+            try:
+                done.put(ask(*pair))
+            except BaseException as error:
+                done.put(error)
+
+    for _ in range(min(at_once, len(pairs))):
+        Thread(target=work, daemon=True).start()
+    for _ in pairs:
+        found = done.get()
+        if isinstance(found, BaseException):
+            raise found
+        yield found
+
+
 def win_rate(
     judge: Judge, questions: Sequence[str], ours: Sequence[str], theirs: Sequence[str], at_once: int = 4
 ) -> dict[str, float]:
@@ -196,14 +225,13 @@ def win_rate(
     Raises:
         UserError: the judge cannot be reached, or gives no verdict at all.
     """
-    ask = partial(compare, judge.ask)
-    with ThreadPoolExecutor(at_once) as pool:
-        work = pool.map(ask, questions, ours, theirs)
-        try:
-            outcomes = Counter(tqdm(work, total=len(questions), desc="judging", unit="pair", leave=False))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    stop = Event()
+    ask = partial(compare, partial(judge.ask, stop=stop))
+    work = _side_by_side(ask, list(zip(questions, ours, theirs, strict=True)), at_once, stop)
+    try:
+        outcomes = Counter(tqdm(work, total=len(questions), desc="judging", unit="pair", leave=False))
+    finally:
+        stop.set()
     judged = len(questions) - outcomes["unparsable"]
     if not judged:
         raise UserError(

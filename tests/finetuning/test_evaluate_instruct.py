@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -429,6 +430,23 @@ def test_a_judge_that_is_silent_or_not_there_is_one_clear_line(serve):
     wait.set()
     with pytest.raises(UserError, match=r"did not answer .*refused"):
         Judge("http://127.0.0.1:9/v1", "m", retries=1, first_wait=0.001).ask("x")
+
+
+def test_an_interrupt_ends_the_asking(serve):
+    wait, once = threading.Event(), iter([True])
+
+    def reply(body: dict[str, Any]) -> tuple[int, Any]:
+        if len(server.seen) == 4 and next(once, False):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        wait.wait(20)
+        return says("[[A]]")
+
+    server = serve(reply)
+    with pytest.raises(KeyboardInterrupt):
+        win_rate(server.judge(timeout=0.3, retries=3), ["q"] * 9, ["a"] * 9, ["b"] * 9)
+    seen = len(server.seen)
+    wait.set()
+    assert seen == 4  # nothing was asked again, and nothing that waited for its turn
 
 
 @pytest.mark.parametrize("key", ["s3cret\rx", "s3crét…"])
