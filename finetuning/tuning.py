@@ -220,8 +220,19 @@ class _Progress:
 
 def is_unfinished(model: str) -> bool:
     """Whether a model folder was saved along the way by a run that goes on, or was interrupted."""
-    made_by = find_folder(model) / MADE_BY
-    return made_by.is_file() and read_json(made_by).get("metrics", {}).get("finished") is False
+    path = find_folder(model) / MADE_BY
+    made_by = read_json(path) if path.is_file() else {}
+    if not isinstance(made_by, dict):
+        raise ValueError(f"{path} is damaged: it holds no JSON object")
+    metrics = made_by.get("metrics")
+    return isinstance(metrics, dict) and metrics.get("finished") is False
+
+
+def say_finished(folder: Path) -> None:
+    """Notes in a model folder that was saved along the way that its run has come to the end."""
+    made_by = read_json(folder / MADE_BY)
+    made_by["metrics"]["finished"] = True
+    write_json(folder / MADE_BY, made_by)
 
 
 def refuse_other_data(options: TuningOptions, fingerprint: str | None) -> None:
@@ -363,8 +374,10 @@ class Tuning:
         self.progress.samples.append(f"--- step {self.loop.step}, validation loss {loss:.4f}\n{self.task.sample()}\n")
         write_text(self.options.run / "samples.txt", "\n".join(self.progress.samples))
         if better or self.options.keep == "last":
-            minutes = {"step": self.loop.step, "minutes": self.progress.minutes, "finished": True}
-            self.task.save(self.options.run / "model", self.made_by | {"metrics": self.figures | minutes})
+            about = {"step": self.loop.step, "minutes": self.progress.minutes, "finished": last}
+            self.task.save(self.options.run / "model", self.made_by | {"metrics": self.figures | about})
+        elif last:
+            say_finished(self.options.run / "model")
         note = ", ".join(shown.split(", ")[:4])  # there is room for a line
         curves = metric_curves(self.metrics.path, training="loss", validation="validation_loss")
         save_curves(self.options.run / "loss.png", curves, self.options.run.name, "step", "loss (nats)", note)

@@ -30,7 +30,7 @@ from finetuning.classification.train_classifier import (
     train_and_measure,
 )
 from finetuning.lora import load_adapter
-from finetuning.tuning import Tuning
+from finetuning.tuning import Tuning, is_unfinished
 from gpt_model import GPT, GPTConfig, load_model
 from pretraining.distributed import Ranks
 from tests.conftest import ROOT, assert_one_clear_line
@@ -250,6 +250,24 @@ def test_a_base_whose_run_goes_on_is_taken_with_a_warning(base, tmp_path, finish
     (folder / "scratchbook.json").write_text(json.dumps(made_by), encoding="utf-8")
     train_and_measure(options(folder, tmp_path / "run", train_limit=16, epochs=0.1), ALONE)
     assert ("has not come to its end" in capsys.readouterr().out) is not finished
+
+
+def test_a_model_is_unfinished_until_its_run_has_come_to_the_end(base, tmp_path, monkeypatch):
+    told, losses = [], iter([1.0, 3.0, 2.0])  # the first is the best, and is not written again at the end
+    whole = Tuning.evaluate
+
+    def evaluate(self: Tuning, last: bool) -> float:
+        loss = whole(self, last)
+        told.append(is_unfinished(str(tmp_path / "run" / "model")))
+        return loss
+
+    monkeypatch.setattr(Tuning, "evaluate", evaluate)
+    monkeypatch.setattr(Classification, "evaluate", lambda *_: {"validation_loss": next(losses)})
+    ending, _ = train_and_measure(options(base, tmp_path / "run", train_limit=16, epochs=2.0), ALONE)
+    assert ending == "finished"
+    assert told == [True, True, False]
+    metrics = json.loads((tmp_path / "run" / "model" / "scratchbook.json").read_text(encoding="utf-8"))["metrics"]
+    assert metrics["validation_loss"] == 1.0
 
 
 def test_ways_are_compared_and_what_is_done_is_not_done_again(base, tmp_path, monkeypatch):
