@@ -19,7 +19,7 @@ import math
 import random
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,8 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Evaluate:
-    """The flags of this script."""
+class Evaluate(InstructionOptions):
+    """The flags of this script: those that say which data, as train_instruct.py has them, and its own."""
 
     models: tuple[str, ...] = ("runs/instruct/model",)
     """Model folders or names on the hub, the one to compare with in front."""
@@ -83,7 +83,8 @@ class Evaluate:
     """default: the questions about Python that train_instruct.py holds out; or anything that its --data takes (a file,
     a folder, the name of a data set on the hub), all of which is then asked."""
     held_out: bool = False
-    """Ask only those of --data that train_instruct.py holds out of it, too, if it is not told otherwise."""
+    """Ask only those of --data that train_instruct.py holds out of it, too, with the same --validation-share and
+    --split-seed."""
     max_questions: int = 100
     """Ask so many at most, drawn by --seed."""
     format: FormatName = "alpaca"
@@ -112,6 +113,8 @@ class Evaluate:
     """auto, cpu, cuda, cuda:1 or mps."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_unread(self)
         for name in ("max_questions", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
@@ -135,19 +138,34 @@ class Evaluate:
 # --- the questions
 
 
-def read_questions(data: str, most: int, seed: int = 0, held_out: bool = False) -> list[Question]:
-    """The questions of a file, or the held-out ones of it or of the embedded data; at most so many, drawn by `seed`.
+def read_questions(options: Evaluate) -> list[Question]:
+    """The questions of a file, or the held-out ones of it or of the embedded data; as many as the flags say, drawn by
+    their seed.
 
     Raises:
         UserError: no such file, or no question with an answer in it; columns of other names.
         ValueError: the file is damaged.
     """
-    options = InstructionOptions(data=EMBEDDED if data == "default" else data)
+    options = replace(options, data=EMBEDDED if options.data == "default" else options.data)
     examples = read_examples(options)
-    if held_out or options.data == EMBEDDED:  # what train_instruct.py holds out, too, if it is not told otherwise
+    if options.held_out or options.data == EMBEDDED:
         examples = split_examples(examples, options)["validation"]
     found = [Question(example.question, example.answer) for example in examples]
-    return found if len(found) <= most else random.Random(seed).sample(found, most)
+    most = options.max_questions
+    return found if len(found) <= most else random.Random(options.seed).sample(found, most)
+
+
+def refuse_unread(options: InstructionOptions) -> None:
+    """Refuses the flags of the training that say nothing of what is held out.
+
+    Raises:
+        UserError: one of them was given.
+    """
+    for name in ("test_share", "max_examples"):
+        if getattr(options, name) != getattr(InstructionOptions, name):
+            raise UserError(
+                f"--{name.replace('_', '-')} chooses what is learned from, and nothing is here: leave it out"
+            )
 
 
 # --- one model
@@ -282,7 +300,7 @@ def answer_all(
 def main(options: Evaluate) -> None:
     require_writable(options.out)
     device = pick_device(options.device)
-    questions = read_questions(options.data, options.max_questions, options.seed, options.held_out)
+    questions = read_questions(options)
     print(f"{len(questions):,} questions of {options.data}, answered by {len(options.models)} models on {device}")
     found: dict[str, Answers] = {}
     made_by: dict[str, Any] = {}

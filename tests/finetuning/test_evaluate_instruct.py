@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -200,6 +201,10 @@ def test_a_model_that_knows_the_answers_has_the_best_figures(folder, tokenizer, 
 # --- questions
 
 
+def asking(data: Path | str, most: int, **more: Any) -> Evaluate:
+    return Evaluate(data=str(data), max_questions=most, **more)
+
+
 def test_records_of_both_shapes_become_questions(tmp_path):
     path = tmp_path / "q.jsonl"
     turns = [
@@ -212,14 +217,14 @@ def test_records_of_both_shapes_become_questions(tmp_path):
         {"messages": turns},
     ]
     path.write_text("\n".join(map(json.dumps, records)))
-    found = read_questions(str(path), 10)
+    found = read_questions(asking(path, 10))
     assert [(q.text, q.reference) for q in found] == [
         ("Add.\n\n### Input:\n1 2", "3"),
         ("Say.", "yes"),
         ("user: a\n\nassistant: b\n\nuser: c", "d"),
     ]
-    assert len(read_questions(str(path), 2)) == 2
-    assert read_questions(str(path), 2, 1) == read_questions(str(path), 2, 1)
+    assert len(read_questions(asking(path, 2))) == 2
+    assert read_questions(asking(path, 2, seed=1)) == read_questions(asking(path, 2, seed=1))
 
 
 @pytest.mark.parametrize(
@@ -235,13 +240,13 @@ def test_wrong_records_are_named(tmp_path, record, words):
     path = tmp_path / "q.json"
     path.write_text(json.dumps([record]))
     with pytest.raises(UserError, match=words):
-        read_questions(str(path), 10)
+        read_questions(asking(path, 10))
 
 
 def test_the_default_asks_what_no_training_saw():
     options = InstructionOptions()
     sides = split_examples(read_examples(options), options)
-    asked = {q.text for q in read_questions("default", 10**9)}
+    asked = {q.text for q in read_questions(asking("default", 10**9))}
     assert len(asked) == len(sides["validation"])
     assert not asked & {Question(e.question, e.answer).text for e in sides["train"]}
 
@@ -251,14 +256,27 @@ def test_of_a_file_the_held_out_ones_can_be_asked_alone(tmp_path):
     path.write_text("\n".join(json.dumps({"instruction": f"Say {n}.", "output": str(n)}) for n in range(400)))
     options = InstructionOptions(data=str(path), test_share=0.1)  # a test share takes nothing from what is held out
     sides = split_examples(read_examples(options), options)
-    asked = {q.reference for q in read_questions(str(path), 10**9, held_out=True)}
+    asked = {q.reference for q in read_questions(asking(path, 10**9, held_out=True))}
     assert asked == {e.answer for e in sides["validation"]}
     assert 0 < len(asked) < 60 and not asked & {e.answer for e in sides["train"] + sides["test"]}
 
 
+def test_columns_and_split_are_named_as_for_the_training(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text("\n".join(json.dumps({"ask": f"Say {n}.", "say": str(n)}) for n in range(400)))
+    columns: dict[str, Any] = {"data": str(path), "instruction_column": "ask", "output_column": "say"}
+    options = InstructionOptions(**columns, validation_share=0.2, split_seed=3)
+    expected = [e.answer for e in split_examples(read_examples(options), options)["validation"]]
+    given = Evaluate(**columns, validation_share=0.2, split_seed=3, held_out=True, max_questions=400)
+    assert [q.reference for q in read_questions(given)] == expected
+    for more in ({"test_share": 0.1}, {"max_examples": 5}):
+        with pytest.raises(UserError, match="chooses what is learned from"):
+            Evaluate(**more)
+
+
 def test_real_instructions_are_read(data_folder):
     for name in ("alpaca_cleaned.jsonl.gz", "alpaca_gpt4_subset.json.gz", "rasbt_instruction-data.json.gz"):
-        assert len(read_questions(str(data_folder / "instructions" / name), 50)) == 50
+        assert len(read_questions(asking(data_folder / "instructions" / name, 50))) == 50
 
 
 # --- the judge
