@@ -141,7 +141,7 @@ class PromptFormat:
             raise ValueError(f"the tokenizer has no {END_OF_TEXT}, with which answers end")
         # Contents are held out while the template is rendered, so that no content can be taken for a part of it.
         held = [{"role": m["role"], "content": _SPACE + _HOLE.format(i) + _SPACE} for i, m in enumerate(messages)]
-        rest, ids = self._render(held, ask), _Ids(tokenizer)
+        rest, ids, told = self._render(held, ask), _Ids(tokenizer), ""
         for i, message in enumerate(messages):
             before, hole, rest = rest.partition(_HOLE.format(i))
             if not hole:
@@ -153,11 +153,19 @@ class PromptFormat:
                 content = content.rstrip()
             ids.add_template(before.removesuffix(_SPACE))
             rest = rest.removeprefix(_SPACE)
+            told += before.removesuffix(_SPACE) + content
             if message["role"] == "assistant":
-                rest = ids.add_answer(content, rest)
+                after = ids.add_answer(content, rest)
+                told += rest.removesuffix(after)
+                rest = after
             else:
                 ids.add_text(content)
         ids.add_template(rest)
+        if self.template not in TEMPLATES.values() and told + rest != self.text(messages, ask):
+            raise ValueError(
+                "the chat template changes what is in a message, repeats it or depends on it: take one that puts "
+                "contents in as they are"
+            )
         return ids.encoded()
 
     def _render(self, messages: list[dict[str, Any]], ask: bool) -> str:
@@ -166,7 +174,7 @@ class PromptFormat:
             return template.render(
                 messages=messages, add_generation_prompt=ask, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is a program, and may fail in any way
             raise ValueError(f"the chat template refuses these messages ({error})") from None
 
 

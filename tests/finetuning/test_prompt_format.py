@@ -150,6 +150,30 @@ def test_a_template_that_loses_a_message_or_is_broken_says_so(tokenizer, tmp_pat
     assert PromptFormat.of(tmp_path / "nothing") is None
 
 
+ALL = "{% for m in messages %}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        ALL + "{{ m.content }}{{ m.content }}\n{% endfor %}",
+        ALL + "{{ m.content | upper }}\n{% endfor %}",
+        ALL + "{% if 'plum' in m.content %}Fruit: {% endif %}{{ m.content }}\n{% endfor %}",
+        ALL + "{{ m.content }} ({{ m.content | length }})\n{% endfor %}",
+        ALL + "{{ m.content }}{% endfor %}{{ messages[0].content }}",
+    ],
+)
+def test_a_template_that_does_not_give_contents_back_says_so(tokenizer, template):
+    with pytest.raises(ValueError, match="changes what is in a message, repeats it or depends on it"):
+        PromptFormat(template).encode(tokenizer, [QUESTION, ANSWER])
+
+
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{{ messages[5].content }}", "{{ messages + 1 }}", "{{ no() }}"])
+def test_a_template_that_cannot_be_rendered_says_so(tokenizer, template):
+    with pytest.raises(ValueError, match="the chat template refuses these messages"):
+        PromptFormat(template).encode(tokenizer, [QUESTION, ANSWER])
+
+
 def test_a_tokenizer_without_an_end_cannot_end_answers():
     bare = BytePairTokenizer.train(["abc"], 256, special_tokens=())
     with pytest.raises(ValueError, match=r"has no <.endoftext.>"):
