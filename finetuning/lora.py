@@ -205,11 +205,17 @@ def load_adapter(model: GPT, folder: Path | str) -> LoRA:
         raise ValueError(f"{folder / WEIGHTS} is damaged ({error})") from None
     names = sorted({name.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for name in weights})
     try:
-        lora = LoRA(config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0), tuple(map(re.escape, names)))
+        rank, alpha, dropout = config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0)
+        if type(rank) is not int or isinstance(alpha, bool) or isinstance(dropout, bool):
+            raise TypeError(f"{rank!r}, {alpha!r}, {dropout!r}")
+        lora = LoRA(rank, alpha, dropout, tuple(map(re.escape, names)))
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{folder / CONFIG} is damaged: r, lora_alpha or lora_dropout is no number ({error})"
         ) from None
+    rows = {len(weight) for name, weight in weights.items() if ".lora_A." in name and weight.ndim}
+    if rows and rows != {rank}:
+        raise ValueError(f"{folder / CONFIG} is damaged: r is {rank}, and the matrices have {sorted(rows)[0]} rows")
     added = add_lora(model, lora)
     if sorted(added) != names:
         lacking = sorted(set(names) - set(added))

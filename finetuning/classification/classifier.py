@@ -195,6 +195,10 @@ def load_classifier(folder: Path | str, device: torch.device | str = "cpu") -> t
     content = read_json(folder / CONFIG)
     try:
         config = ClassifierConfig(**content | {"labels": tuple(content["labels"])})
+        if not isinstance(content["labels"], list) or not all(isinstance(label, str) for label in config.labels):
+            raise TypeError("its labels are no list of texts")
+        if type(config.max_length) is not int:
+            raise TypeError(f"max_length is {config.max_length!r}")
         head = load((folder / HEAD).read_bytes())["score.weight"]
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise ValueError(f"the classifier in {folder} is damaged ({error})") from None

@@ -253,7 +253,7 @@ def _chat(value: Any, where: str) -> tuple[Message, ...]:
         if not isinstance(turn, dict) or not {"role", "from"} & turn.keys() or not {"content", "value"} & turn.keys():
             raise UserError(f"{where}: a message is {_short(turn)}, and needs role and content (or from and value)")
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if role not in _ROLES:
+        if not isinstance(role, str) or role not in _ROLES:
             raise UserError(f"{where}: a message is by {role!r}, and roles are {', '.join(_ROLES)}")
         if content is not None and not isinstance(content, str):
             raise UserError(f"{where}: the content of a message is {_short(content)}, not a text")

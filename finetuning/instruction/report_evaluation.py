@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from finetuning.instruction.evaluate import COLUMNS
+from finetuning.report_tables import fits, require_figures
 from utils.errors import UserError, run_command
 from utils.files import read_json, write_json
 from utils.readme_tables import markdown_table, read_results, require_markers, write_block
@@ -42,6 +43,8 @@ class ReportEvaluation:
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """A row for each model of each evaluation; a column for each figure that any of them has."""
+    if not all(result["figures"] for result in results):
+        raise ValueError("an evaluation has no figures")
     shown = [name for name in SHOWN if any(name in one for r in results for one in r["figures"].values())]
     rows = [
         [result["name"], f"`{model}`", str(result["questions"])]
@@ -53,17 +56,36 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return markdown_table(header, rows, "llr" + "r" * len(shown))
 
 
+def figures_of(evaluation: Path, name: str) -> dict[str, Any]:
+    """What of an evaluation is committed.
+
+    Raises:
+        UserError: there is none, or it is not whole.
+    """
+    path = evaluation / "results.json"
+    again = f"run finetuning/instruction/evaluate.py --out {evaluation}"
+    if not path.is_file():
+        raise UserError(f"{path} is not there: {again}")
+    found = read_json(path)
+    try:
+        figures = {"name": name, "questions": len(found["answers"]), "figures": found["figures"]}
+        figures |= {"made_by": found["made_by"]}
+    except (LookupError, TypeError):
+        figures = {}
+    if not fits(table, figures):
+        raise UserError(f"{path} is no whole evaluation: {again}")
+    return figures
+
+
 def main(options: ReportEvaluation) -> None:
     require_markers(options.readme, "instructions")
     if not options.name or Path(options.name).name != options.name:
         raise UserError(f"--name {options.name!r} must be the name of a file, without a folder")
-    if not options.report_only:
-        path = options.evaluation / "results.json"
-        if not path.is_file():
-            raise UserError(f"{path} is not there: run finetuning/instruction/evaluate.py --out {options.evaluation}")
-        found = read_json(path)
-        figures = {"name": options.name, "questions": len(found["answers"]), "figures": found["figures"]}
-        write_json(options.out / f"{options.name}.json", figures | {"made_by": found["made_by"]})
+    figures = None if options.report_only else figures_of(options.evaluation, options.name)
+    target = options.out / f"{options.name}.json"
+    require_figures(options.out, table, replaced=None if figures is None else target)
+    if figures is not None:
+        write_json(target, figures)
         print(f"Wrote {options.out / options.name}.json")
     made = table(read_results(options.out))
     print(made)

@@ -147,6 +147,11 @@ def test_a_damaged_folder_gets_a_clear_line(tmp_path):
     (tmp_path / "model" / "classifier.json").write_text('{"labels": ["a", "b"], "max_length": 9}', encoding="utf-8")
     with pytest.raises(ValueError, match=r"its head is \(3, 16\), not \(2, 16\)"):
         load_classifier(tmp_path / "model")
+    for wrong in ('"max_length": 2.5', '"max_length": true', '"labels": "abc"', '"labels": [1, 2, 3]', '"no": 1'):
+        content = '{"labels": ["a", "b", "c"], "max_length": 9, ' + wrong + "}"
+        (tmp_path / "model" / "classifier.json").write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match="damaged"):
+            load_classifier(tmp_path / "model")
     (tmp_path / "model" / "classifier.safetensors").write_bytes(b"xx")
     with pytest.raises(ValueError, match="damaged"):
         load_classifier(tmp_path / "model")

@@ -106,6 +106,8 @@ def test_chats_of_both_kinds_and_seed_tasks(tmp_path):
         ("a.json", [{"messages": "hi"}], "messages is 'hi', not a list of messages"),
         ("a.json", [{"messages": [{"text": "hi"}]}], "needs role and content"),
         ("a.json", [{"messages": [{"role": "tool", "content": "x"}]}], "a message is by 'tool', and roles are"),
+        ("a.json", [{"messages": [{"role": ["user"], "content": "x"}]}], "a message is by ['user'], and roles are"),
+        ("a.json", [{"messages": [{"role": {}, "content": "x"}]}], "a message is by {}, and roles are"),
         ("a.json", [], "holds no example with a question and an answer (0 examples)"),
         ("a.json", [{"instruction": "Q", "output": ""}], "(1 rows, 1 empty answers, 0 examples)"),
         ("a.json", {"data": []}, "holds a dict, not a list of rows"),

@@ -88,9 +88,9 @@ def test_a_limit_is_kept_and_leaves_each_label_a_text(tmp_path, limit, counts):
     for split in ("train", "test"):
         found = Counter(item.label for item in data.split(split))
         assert [found[i] for i in range(4)] == counts
-    with pytest.raises(UserError, match="--train-limit 3 .* 4 labels"):
+    with pytest.raises(UserError, match=r"--train-limit 3 .* 4 labels"):
         read_labelled(replace(options, train_limit=3))
-    with pytest.raises(UserError, match="--test-limit 3 .* 4 labels"):
+    with pytest.raises(UserError, match=r"--test-limit 3 .* 4 labels"):
         read_labelled(replace(options, test_limit=3))
 
 

@@ -180,7 +180,8 @@ def test_adapters_of_a_model_that_answers_have_their_dropout_off():
     assert not any(module.training for module in model.modules())
 
 
-@pytest.mark.parametrize("damage", [{"r": None}, {"r": "8"}, {"lora_alpha": None}, None])
+@pytest.mark.parametrize("damage", [{"r": None}, {"r": "8"}, {"lora_alpha": None}, None,
+                                    {"r": 3.0}, {"r": True}, {"r": 10**12}, {"lora_alpha": True}])  # fmt: skip
 def test_damaged_settings_of_an_adapter_are_a_clear_line(tmp_path, damage):
     save_adapter(with_adapters(), tmp_path / "adapter", LoRA(rank=3, alpha=6), "base")
     path = tmp_path / "adapter" / "adapter_config.json"
