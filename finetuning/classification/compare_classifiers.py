@@ -23,6 +23,8 @@ from typing import Any
 
 from finetuning.classification.labelled import DataOptions, read_labelled
 from finetuning.classification.train_classifier import TrainClassifier, train_and_measure
+from finetuning.report_tables import fits, require_figures
+from gpt_model.pretrained import MADE_BY
 from pretraining.distributed import join_ranks
 from utils.benchmarking import describe_machine
 from utils.devices import Precision
@@ -128,7 +130,8 @@ def run_one(run: TrainClassifier, data_sha256: str) -> dict[str, Any]:
     done = run.run / "done.json"
     flags = {name: str(value) for name, value in asdict(run).items() if name not in ("run", "resume")}
     flags["data_sha256"] = data_sha256
-    if done.is_file() and (before := read_json(done))["flags"] == flags:
+    before = read_json(done) if done.is_file() else None
+    if isinstance(before, dict) and before.get("flags") == flags and fits(table, _as_result(before.get("figures"))):
         return dict(before["figures"])
     with join_ranks(run.device) as ranks:
         ending, test = train_and_measure(run, ranks)
@@ -138,6 +141,11 @@ def run_one(run: TrainClassifier, data_sha256: str) -> dict[str, Any]:
     figures = {"learning_rate": run.learning_rate, "validation_loss": metrics["validation_loss"], "test": test}
     write_json(done, {"flags": flags, "figures": figures})
     return figures
+
+
+def _as_result(figures: Any) -> dict[str, Any]:
+    """A run alone, as something to make a table of."""
+    return {"name": "", "baselines": {}, "ways": {"": figures}}
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -161,10 +169,12 @@ def _figures(test: dict[str, Any], seconds: float) -> list[str]:
 
 def main(options: CompareClassifiers) -> None:
     require_markers(options.readme, "classifiers")
+    path = options.out / f"{options.called}.json"
+    require_figures(options.out, table, replaced=None if options.report_only else path)
     if not options.report_only:
         require_writable(options.out)
         data_sha256 = read_labelled(options).summary["sha256"]
-        baselines = baselines_of(options, data_sha256)
+        baselines, base = baselines_of(options, data_sha256), _metrics_of(options.model)
         ways = {}
         for way in options.ways:
             found = []
@@ -172,9 +182,7 @@ def main(options: CompareClassifiers) -> None:
                 print(f"\n=== {way}, learning rate {rate:g}", flush=True)
                 found.append(run_one(options_of(options, way, rate), data_sha256))
             ways[way] = min(found, key=lambda one: one["validation_loss"])
-        base = read_json(Path(options.model) / "scratchbook.json").get("metrics", {}) if _is_ours(options.model) else {}
         results = {"name": options.called, "baselines": baselines, "ways": ways, "base": base, "epochs": options.epochs}
-        path = options.out / f"{options.called}.json"
         write_json(path, results | {"machine": describe_machine(), "made_by": provenance()})
         print(f"Wrote {path}")
     found_table = table(read_results(options.out))
@@ -195,13 +203,22 @@ def baselines_of(options: CompareClassifiers, data_sha256: str) -> dict[str, Any
     if not options.baselines.is_file():
         raise UserError(f"no file {options.baselines}: {again}")
     found = read_json(options.baselines)
-    if not isinstance(found, dict) or found.get("data", {}).get("sha256") != data_sha256:
+    data = found.get("data") if isinstance(found, dict) else None
+    if not isinstance(data, dict) or data.get("sha256") != data_sha256:
         raise UserError(f"{options.baselines} is of other texts than --data {options.data}: {again}")
-    return dict(found["baselines"])
+    baselines = found.get("baselines")
+    if not fits(table, {"name": "", "baselines": baselines, "ways": {}}):
+        raise UserError(f"{options.baselines} is damaged: {again}")
+    return dict(baselines)
 
 
-def _is_ours(model: str) -> bool:
-    return (Path(model) / "scratchbook.json").is_file()
+def _metrics_of(model: str) -> Any:
+    """What a model folder of ours says of its training."""
+    path = Path(model) / MADE_BY
+    made_by = read_json(path) if path.is_file() else {}
+    if not isinstance(made_by, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object")
+    return made_by.get("metrics", {})
 
 
 if __name__ == "__main__":

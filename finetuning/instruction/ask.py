@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import tyro
 
 from finetuning.instruction.answering import answers, exactly, learned_system_prompt, require_layout
-from finetuning.instruction.prompt_format import Message
+from finetuning.instruction.prompt_format import Message, is_message
 from gpt_model import load_model, load_tokenizer
 from gpt_model.pretrained import find_folder
 from gpt_model.sampling import Sampling
@@ -70,13 +70,23 @@ def kept_questions(folder: Path, n: int) -> list[dict[str, Any]]:
     """`n` questions of each side that the run beside a model folder kept.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or they are damaged.
     """
     path = folder.parent / "questions.json"
     if not path.is_file():
         raise UserError(f"{path} is missing, which a run writes beside its model: ask a question of your own")
     kept = read_json(path)
+    if not isinstance(kept, list) or not all(map(_is_kept, kept)):
+        raise UserError(f"{path} is damaged: ask a question of your own")
     return [one for side in ("trained", "held out") for one in [k for k in kept if k["side"] == side][:n]]
+
+
+def _is_kept(one: Any) -> bool:
+    """Whether this is a question as train_instruct.py writes it."""
+    if not isinstance(one, dict) or not isinstance(one.get("answer"), str) or not isinstance(one.get("side"), str):
+        return False
+    messages = one.get("messages")
+    return isinstance(messages, list) and bool(messages) and all(map(is_message, messages))
 
 
 def main(options: Ask) -> None:

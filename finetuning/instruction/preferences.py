@@ -33,14 +33,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from finetuning.instruction.instructions import EMBEDDED, InstructionOptions, side_of
-from finetuning.instruction.prompt_format import Message, Role
+from finetuning.instruction.prompt_format import ROLES, Message, Role, is_message
 from finetuning.instruction.records import read_records
 from utils.errors import UserError, one_line
 from working_with_text_data.python_docs import python_docs
 from working_with_text_data.rows import require_utf8
 
 KINDS = ("other", "truncated", "shuffled", "repeated")
-_ROLES = ("system", "user", "assistant")
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ ]?")
 _QUESTION = "What does `{}` do?"
 _SHORTEST = 5  # words of an answer that can be corrupted in every way
@@ -211,16 +210,12 @@ def _conversation(prompt: Any, answer: Any, where: str) -> list[Message]:
 
 
 def _messages(value: Any, where: str) -> list[Message]:
-    if not isinstance(value, list | tuple) or not value or not all(map(_is_message, value)):
+    if not isinstance(value, list | tuple) or not value or not all(map(is_message, value)):
         raise ValueError(
-            f"{where} is {str(value)[:80]!r}: expected a text, or a list of messages with a role ({', '.join(_ROLES)}) "
+            f"{where} is {str(value)[:80]!r}: expected a text, or a list of messages with a role ({', '.join(ROLES)}) "
             "and a content each"
         )
     return [{"role": cast(Role, m["role"]), "content": m["content"]} for m in value]
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("content"), str) and value.get("role") in _ROLES
 
 
 def _transcript(text: str) -> list[Message]:

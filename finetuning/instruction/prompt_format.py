@@ -33,6 +33,7 @@ from working_with_text_data.bytepair_enc.bpe import END_OF_TEXT
 
 Role = Literal["system", "user", "assistant"]
 FormatName = Literal["alpaca", "chat"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
 
 class Message(TypedDict):
@@ -40,6 +41,11 @@ class Message(TypedDict):
 
     role: Role
     content: str
+
+
+def is_message(value: Any) -> bool:
+    """Whether what came out of a file is a `Message`."""
+    return isinstance(value, dict) and isinstance(value.get("content"), str) and value.get("role") in ROLES
 
 
 ALPACA_TEMPLATE = """\

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from finetuning.classification.classifier import load_classifier, predict_logits
-from finetuning.classification.compare_classifiers import README, RESULTS, CompareClassifiers, main, table
+from finetuning.classification.compare_classifiers import README, RESULTS, CompareClassifiers, main, run_one, table
 from finetuning.classification.labelled import read_labelled
 from finetuning.classification.metrics import report
 from finetuning.classification.synthetic import synthetic_reviews
@@ -306,6 +306,30 @@ def test_ways_are_compared_and_what_is_done_is_not_done_again(base, tmp_path, mo
     with pytest.raises(TypeError):  # other texts, so it trains
         main(replace(o, data_seed=1, runs=tmp_path / "other"))
     assert CompareClassifiers(data="a/aclImdb_v1.tar.gz").called == "aclImdb_v1"
+    for wrong in ({"data": []}, [], {"data": data.summary}, {"data": data.summary, "baselines": {"a": None}}):
+        write_json(tmp_path / "baselines.json", wrong)
+        with pytest.raises(UserError, match=r"baselines\.json (is of other texts|is damaged)"):
+            main(replace(o, baselines=tmp_path / "baselines.json"))
+    made = readme.read_text(encoding="utf-8")
+    write_json(tmp_path / "out" / "other.json", {"a": 1})
+    with pytest.raises(UserError, match=r"other\.json holds no figures for this table"):
+        main(replace(o, report_only=True))
+    assert readme.read_text(encoding="utf-8") == made
+
+
+@pytest.mark.parametrize("before", [[], {}, {"flags": 1}, None])
+def test_a_run_that_does_not_say_what_it_found_is_done_again(base, tmp_path, monkeypatch, before):
+    again = []
+
+    def train(run: TrainClassifier, ranks: Ranks) -> tuple[str, None]:
+        again.append(run)
+        return "interrupted", None
+
+    monkeypatch.setattr("finetuning.classification.compare_classifiers.train_and_measure", train)
+    write_json(tmp_path / "run" / "done.json", before)
+    with pytest.raises(UserError, match="the same command goes on"):
+        run_one(options(base, tmp_path / "run"), "0")
+    assert len(again) == 1
 
 
 def test_baselines_refuse_what_would_fail_after_minutes(run, tmp_path):

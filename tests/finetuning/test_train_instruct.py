@@ -17,7 +17,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetuning.instruction.answering import answers, exactly, learned_system_prompt
-from finetuning.instruction.ask import Ask
+from finetuning.instruction.ask import Ask, kept_questions
 from finetuning.instruction.ask import main as ask
 from finetuning.instruction.packing import tokens_of
 from finetuning.instruction.prompt_format import PromptFormat
@@ -333,3 +333,21 @@ def test_what_is_learned_by_heart_comes_back_right(work, tmp_path):
 def test_exactly_overlooks_white_space_alone():
     assert exactly(" a  b\n", "a b")
     assert not exactly("a b.", "a b")
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [[{"side": "trained"}], {}, [3], [{"side": 1, "messages": [], "answer": "a"}],
+     [{"side": "trained", "messages": [{"role": "user"}], "answer": "a"}],
+     [{"side": "trained", "messages": [{"role": "user", "content": "q"}], "answer": None}]],
+)  # fmt: skip
+def test_damaged_questions_of_a_run_are_one_clear_line(tmp_path, kept):
+    (tmp_path / "questions.json").write_text(json.dumps(kept), encoding="utf-8")
+    with pytest.raises(UserError, match=r"questions\.json is damaged: ask a question of your own"):
+        kept_questions(tmp_path / "model", 1)
+
+
+def test_what_a_folder_says_of_its_making_may_be_damaged(tmp_path):
+    (tmp_path / "scratchbook.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"scratchbook\.json is damaged"):
+        learned_system_prompt(tmp_path)
