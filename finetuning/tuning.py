@@ -102,6 +102,9 @@ class TuningOptions(LoopOptions, RunOptions):
         for name in ("steps", "evaluate_every", "weight_decay", "max_minutes"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 0, got {getattr(self, name)}")
+        for name in ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"):
+            if not self.lora and getattr(self, name) != getattr(TuningOptions, name):
+                raise UserError(f"--{name.replace('_', '-')} belongs to --lora: add it, or leave this out")
         if self.parallel != "ddp":
             raise UserError("fine-tuning keeps all of the model on every rank: leave out --parallel")
         try:

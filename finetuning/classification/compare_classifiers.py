@@ -26,6 +26,7 @@ from finetuning.classification.train_classifier import TrainClassifier, train_an
 from finetuning.report_tables import fits, require_figures
 from gpt_model.pretrained import MADE_BY
 from pretraining.distributed import join_ranks
+from pretraining.run_options import refuse_another_run
 from utils.benchmarking import describe_machine
 from utils.devices import Precision
 from utils.errors import UserError, run_command
@@ -87,8 +88,8 @@ class CompareClassifiers(DataOptions):
             raise UserError(f"--ways {unknown[0]!r} is unknown: {', '.join(WAYS)} are there")
         if not self.ways or not self.rates or min(self.rates) <= 0:
             raise UserError("name one of --ways at least, and --rates above 0")
-        if Path(self.called).name != self.called:
-            raise UserError(f"--name {self.name!r} must be the name of a file, without a folder")
+        if Path(self.called).name != self.called or self.called in ("", ".."):
+            raise UserError(f"--name {self.called!r} must be the name of a file, without a folder")
 
     @property
     def called(self) -> str:
@@ -133,6 +134,11 @@ def run_one(run: TrainClassifier, data_sha256: str) -> dict[str, Any]:
     before = read_json(done) if done.is_file() else None
     if isinstance(before, dict) and before.get("flags") == flags and fits(table, _as_result(before.get("figures"))):
         return dict(before["figures"])
+    try:
+        refuse_another_run(run)
+    except UserError as error:
+        reason = str(error).partition(": ")[0]
+        raise UserError(f"{reason}: choose another folder with --runs, or remove that one") from None
     with join_ranks(run.device) as ranks:
         ending, test = train_and_measure(run, ranks)
     if ending != "finished" or test is None:

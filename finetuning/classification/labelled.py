@@ -169,7 +169,11 @@ def _require_usable(data: LabelledData) -> None:
         counts = Counter(item.label for item in data.split(split))
         if len(counts) < 2:
             what = "no texts" if not counts else f"texts of the label {data.labels[next(iter(counts))]!r} only"
-            raise UserError(f"the {split} split of {data.name} has {what}: at least two labels are needed in each")
+            lost = ", ".join(f"{count:,} {reason}" for reason, count in data.dropped.items())
+            note = f" (left out: {lost})" if lost else ""
+            raise UserError(
+                f"the {split} split of {data.name} has {what}{note}: at least two labels are needed in each"
+            )
     learned = {item.label for item in data.train}
     for i, name in enumerate(data.labels):
         if i not in learned:
@@ -383,7 +387,7 @@ def _rows(path: Path, options: DataOptions, split: str | None) -> Iterator[tuple
             kinds = f"a {type(text).__name__} and a {type(label).__name__}"
             raise UserError(f"{path}, row {number}: text and label are {kinds}, not a text and a text or whole number")
         require_utf8(f"{text}{label}", f"{path}, row {number}")
-        told = split or row.get("split", "train")
+        told = split or str(row.get("split", "train")).strip().lower()
         if told not in ("train", "test"):
             told = "train"  # unlabelled, or somebody's validation: ours comes out of training
         yield ("train" if options.test_data is not None and split is None else told), text, label

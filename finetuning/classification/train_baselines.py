@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -45,6 +46,7 @@ from utils.files import require_writable, write_json
 from utils.tracking import provenance
 
 Setting = dict[str, float | int | str]
+FOLDS = 5  # parts by which the SVM's distances are made into probabilities; each needs a text of every label
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def search(data: LabelledData, name: str, settings: Iterator[tuple[Setting, Pipe
             best, best_accuracy = pipeline, accuracy
     assert best is not None
     if isinstance(best.steps[-1][1], LinearSVC):  # gives distances, which calibration makes into probabilities
-        best = Pipeline([best.steps[0], ("svm", CalibratedClassifierCV(best.steps[-1][1], ensemble=False, cv=5))])
+        best = Pipeline([best.steps[0], ("svm", CalibratedClassifierCV(best.steps[-1][1], ensemble=False, cv=FOLDS))])
     start = time.perf_counter()
     best.fit(texts + held_texts, np.concatenate([labels, held_labels]))
     seconds = time.perf_counter() - start
@@ -134,8 +136,15 @@ def train_baselines(data: LabelledData, min_count: int = 2) -> dict[str, Any]:
     """name -> what `search` found.
 
     Raises:
-        UserError: the texts have no words.
+        UserError: the texts have no words, or a label has too few texts.
     """
+    counts = Counter(item.label for item in data.train + data.validation)
+    for label, name in enumerate(data.labels):
+        if counts[label] < FOLDS:
+            raise UserError(
+                f"there are {counts[label]} texts of the label {name!r} in training and validation, and {FOLDS} are "
+                "needed: give more, or leave the label out"
+            )
     texts, _ = texts_and_labels(data.train)
     try:
         CountVectorizer(min_df=min_count).fit(texts)

@@ -71,6 +71,11 @@ class TrainClassifier(TuningOptions, DataOptions):
         DataOptions.__post_init__(self)
         if self.lora and self.learn != "all":
             raise UserError(f"--lora trains adapters and the head: leave out --learn {self.learn}")
+        if self.learn == "head" and self.optimizer != "adamw":
+            raise UserError(
+                f"--optimizer {self.optimizer} is for the blocks' matrices, and with --learn head none of them learns: "
+                "leave it out"
+            )
         if self.lora and self.from_scratch:
             raise UserError("--lora adapts weights that are there, and --from-scratch takes them away: choose one")
         if self.max_length is not None and self.max_length < 2:

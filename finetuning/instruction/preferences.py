@@ -191,7 +191,9 @@ def _conversation(prompt: Any, answer: Any, where: str) -> list[Message]:
     """The messages up to an answer, and the answer."""
     before: list[Message] = []
     if isinstance(prompt, str):
-        before = _transcript(prompt) or [{"role": "user", "content": prompt}]
+        before = _transcript(prompt)
+        if not before or before[0]["role"] != "user":  # a question, whatever word it begins with
+            before = [{"role": "user", "content": prompt}]
         if before[-1]["role"] == "assistant":  # "… Assistant:", behind which the answer stands
             before.pop()
     elif prompt is not None:

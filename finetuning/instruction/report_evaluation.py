@@ -79,7 +79,7 @@ def figures_of(evaluation: Path, name: str) -> dict[str, Any]:
 
 def main(options: ReportEvaluation) -> None:
     require_markers(options.readme, "instructions")
-    if not options.name or Path(options.name).name != options.name:
+    if options.name in ("", "..") or Path(options.name).name != options.name:
         raise UserError(f"--name {options.name!r} must be the name of a file, without a folder")
     figures = None if options.report_only else figures_of(options.evaluation, options.name)
     target = options.out / f"{options.name}.json"

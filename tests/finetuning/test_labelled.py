@@ -143,6 +143,8 @@ def test_all_kinds_of_sources_say_the_same(tmp_path):
         ([*many(30), {"text": "the only one", "label": 7}], {}, "label '7' stands in none of the training texts"),
         ([{"text": f"x{i}", "label": 1} for i in range(30)], {}, "at least two labels"),
         ([{"text": "x", "label": 0}, {"text": "y", "label": 1}], {}, "at least two labels"),
+        ([{"text": " ", "label": i % 2} for i in range(9)], {}, "has no texts.*left out: 9 empty"),
+        ([{"text": "same", "label": i % 2} for i in range(9)], {}, "left out: 8 twice in training"),
         (many(30), {"label_names": ("a", "b", "c")}, "3 names for 2 labels"),
         (many(30), {"label_names": ("a", "a")}, "--label-names are to be told apart"),
     ],
@@ -150,6 +152,12 @@ def test_all_kinds_of_sources_say_the_same(tmp_path):
 def test_wrong_rows_get_a_clear_line(tmp_path, rows, options, message):
     with pytest.raises((UserError, ValueError), match=message):
         read_labelled(DataOptions(data=write_rows(tmp_path / "rows.jsonl", rows), **options))
+
+
+def test_a_split_is_known_however_it_is_written(tmp_path):
+    rows = [row | {"split": ("Test", " TEST ", "Train")[i % 3]} for i, row in enumerate(many(60))]
+    data = read_labelled(DataOptions(data=write_rows(tmp_path / "rows.jsonl", rows)))
+    assert sorted(texts(data, "test")) == sorted(row["text"] for row in rows if row["split"] != "Train")
 
 
 def test_numbers_of_a_csv_are_in_the_order_of_numbers(tmp_path):

@@ -72,6 +72,11 @@ def test_a_conversation_of_several_turns_keeps_them():
     assert pairs_of({"chosen": told.format("good"), "rejected": told.format("bad")}) == expected
 
 
+def test_a_prompt_may_begin_with_a_role_s_name_and_be_a_question():
+    row = {"prompt": "Assistant: is that a word?", "chosen": "good", "rejected": "bad"}
+    assert pairs_of(row) == [Pair((user("Assistant: is that a word?"),), "good", "bad")]
+
+
 def test_what_says_nothing_is_left_out_and_counted():
     rows: list[dict[str, Any]] = [
         {"prompt": "q", "chosen": "a", "rejected": "b"},

@@ -65,3 +65,5 @@ def test_what_is_no_evaluation_is_refused_before_anything_is_written(tmp_path, w
 def test_bad_flags_get_one_clear_line(run, tmp_path):
     assert_one_clear_line(run(SCRIPT, "--evaluation", str(tmp_path)), "evaluate.py")
     assert_one_clear_line(run(SCRIPT, "--evaluation", str(tmp_path), "--name", "a/b"), "without a folder")
+    with pytest.raises(UserError, match="without a folder"):
+        main(ReportEvaluation(tmp_path, ".."))

@@ -19,7 +19,7 @@ import torch
 
 from finetuning.classification.classifier import load_classifier, predict_logits
 from finetuning.classification.compare_classifiers import README, RESULTS, CompareClassifiers, main, run_one, table
-from finetuning.classification.labelled import read_labelled
+from finetuning.classification.labelled import DataOptions, read_labelled
 from finetuning.classification.metrics import report
 from finetuning.classification.synthetic import synthetic_reviews
 from finetuning.classification.train_baselines import train_baselines
@@ -306,7 +306,8 @@ def test_ways_are_compared_and_what_is_done_is_not_done_again(base, tmp_path, mo
     with pytest.raises(TypeError):  # other texts, so it trains
         main(replace(o, data_seed=1, runs=tmp_path / "other"))
     assert CompareClassifiers(data="a/aclImdb_v1.tar.gz").called == "aclImdb_v1"
-    for wrong in ({"data": []}, [], {"data": data.summary}, {"data": data.summary, "baselines": {"a": None}}):
+    damaged: list[Any] = [{"data": []}, [], {"data": data.summary}, {"data": data.summary, "baselines": {"a": None}}]
+    for wrong in damaged:
         write_json(tmp_path / "baselines.json", wrong)
         with pytest.raises(UserError, match=r"baselines\.json (is of other texts|is damaged)"):
             main(replace(o, baselines=tmp_path / "baselines.json"))
@@ -338,6 +339,32 @@ def test_baselines_refuse_what_would_fail_after_minutes(run, tmp_path):
     assert_one_clear_line(run(script, "--min-count", 0), "--min-count must be at least 1, got 0")
     few = run(script, "--min-count", 10000, "--out", tmp_path / "a.json")
     assert_one_clear_line(few, "no word of two letters or more stands in 10,000 of the training texts")
+
+
+def test_too_few_texts_of_a_label_for_the_baselines_are_said_at_once():
+    data = read_labelled(DataOptions())
+    few = replace(data, train=[item for item in data.train if item.label] + [i for i in data.train if not i.label][:3],
+                  validation=[item for item in data.validation if item.label])  # fmt: skip
+    with pytest.raises(UserError, match=r"3 texts of the label 'negative' .* 5 are needed"):
+        train_baselines(few)
+
+
+def test_flags_that_do_nothing_or_cannot_be_are_refused(base, tmp_path):
+    with pytest.raises(UserError, match=r"--optimizer muon .* leave it out"):
+        options(base, tmp_path, learn="head", optimizer="muon")
+    for name in ("..", ".", "", "a/b"):
+        with pytest.raises(UserError, match="must be the name of a file"):
+            CompareClassifiers(name=name)
+    assert CompareClassifiers(data=".", name="here").called == "here"
+    with pytest.raises(UserError, match="--name"):
+        CompareClassifiers(data=".")
+
+
+def test_a_comparison_with_other_flags_names_its_own(base, tmp_path, monkeypatch):
+    train_and_measure(options(base, tmp_path / "run", epochs=0.1), ALONE)
+    monkeypatch.setattr("finetuning.classification.compare_classifiers.train_and_measure", None)
+    with pytest.raises(UserError, match=r"was trained with --epochs 0\.1, not 0\.2: .* with --runs,"):
+        run_one(options(base, tmp_path / "run", epochs=0.2, resume="auto"), "0")
 
 
 def test_the_readme_holds_the_table_of_the_committed_results():

@@ -52,4 +52,8 @@ def test_flags_that_cannot_be_are_refused():
     for wrong in ({"epochs": 0}, {"learning_rate": -1}, {"steps": -1}, {"lora_rank": 0}, {"parallel": "fsdp"}):
         with pytest.raises(UserError):
             TuningOptions(**wrong)
+    for more in ({"lora_rank": 4}, {"lora_alpha": 8.0}, {"lora_dropout": 0.1}, {"lora_targets": ("c_attn",)}):
+        with pytest.raises(UserError, match=r"belongs to --lora: add it"):
+            TuningOptions(**more)
+        TuningOptions(lora=True, **more)
     assert TuningOptions(steps=0).steps == 0  # as many as the epochs make
