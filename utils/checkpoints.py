@@ -5,6 +5,7 @@
         …                    whatever the work itself writes: `save_tree`'s files, shards
 
 A folder is filled under another name, flushed to the disk, and renamed, so that a kill leaves the older ones untouched.
+The manifest is written last: with it, a folder that is still under the other name is whole, too, and counts.
 A disk can still lie later. So what is read is compared with the checksums first; a damaged checkpoint is passed over
 with a warning, and the one before it serves.
 
@@ -28,11 +29,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from utils.files import read_json, sha256_of, write_json
+from utils.files import read_json, sha256_of, take_place, write_json
 
 MANIFEST = "checkpoint.json"
 FORMAT = "scratchbook-checkpoint-1"
-_NAME = re.compile(r"step-(\d+)")
+_NAME = re.compile(r"step-(\d+)|\.step-(\d+)\.new")
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -136,7 +137,11 @@ def staging_folder(folder: Path, step: int) -> Path:
 def begin_checkpoint(folder: Path, step: int) -> Path:
     """An empty folder to fill, in place of what a killed writer left; for one process, as `finish_checkpoint` is."""
     staging = staging_folder(folder, step)
-    for left in folder.glob(".step-*.new") if folder.is_dir() else ():
+    for checkpoint in find_checkpoints(folder):
+        whole = folder / checkpoint_name(checkpoint.step)
+        if checkpoint.folder != whole:  # a kill fell just before the last rename
+            os.replace(checkpoint.folder, whole)
+    for left in (*folder.glob(".step-*.new"), *folder.glob(".step-*.old")):
         shutil.rmtree(left, ignore_errors=True)
     staging.mkdir(parents=True)
     return staging
@@ -156,8 +161,7 @@ def finish_checkpoint(folder: Path, step: int, **facts: Any) -> Checkpoint:
     digests = {path.relative_to(staging).as_posix(): sha256_of(path) for path in files}
     manifest = {"format": FORMAT, "step": step, **facts, "files": digests}
     write_json(staging / MANIFEST, manifest)
-    shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step, which a resumed run has passed over
-    os.replace(staging, target)
+    take_place(staging, target)  # of an older one of the same step, if there is one
     return Checkpoint(target, step, manifest)
 
 
@@ -181,14 +185,17 @@ def find_checkpoints(folder: Path) -> list[Checkpoint]:
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         if (name := _NAME.fullmatch(path.name)) and (path / MANIFEST).is_file():
+            step = int(name[1] or name[2])
+            if name[2] and (folder / checkpoint_name(step)).exists():
+                continue
             try:
                 facts = read_json(path / MANIFEST)
             except ValueError:
                 facts = None
             if isinstance(facts, dict) and facts.get("format") == FORMAT and isinstance(facts.get("files"), dict):
-                found.append(Checkpoint(path, int(name[1]), facts))
+                found.append(Checkpoint(path, step, facts))
             else:  # its manifest itself is damaged
-                found.append(Checkpoint(path, int(name[1]), {"files": {MANIFEST: ""}}))
+                found.append(Checkpoint(path, step, {"files": {MANIFEST: ""}}))
     return sorted(found, key=lambda checkpoint: -checkpoint.step)
 
 

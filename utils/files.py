@@ -95,7 +95,7 @@ def replace_folder(folder: Path | str, marker: str, owned: Collection[str] = ())
     os.chmod(staging, 0o777 & ~_umask())
     try:
         yield staging
-        _take_place(staging, folder)
+        take_place(staging, folder)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -125,7 +125,7 @@ def resume_folder(folder: Path | str, marker: str, owned: Collection[str], key: 
     with alone_in(staging):
         try:
             yield staging
-            _take_place(staging, folder)
+            take_place(staging, folder)
         except BaseException:
             if not (staging / progress).is_file():
                 shutil.rmtree(staging, ignore_errors=True)
@@ -170,13 +170,17 @@ def _replaceable(folder: Path | str, marker: str, owned: Collection[str]) -> Pat
         raise ValueError(f"{folder} holds {what}, so it is not replaced: choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     old = _set_aside(folder)
-    if (old / marker).is_file() and not folder.exists():  # a kill fell between the two renames of _take_place
+    if (old / marker).is_file() and not folder.exists():  # a kill fell between the two renames of take_place
         os.replace(old, folder)
     return folder
 
 
-def _take_place(staging: Path, folder: Path) -> None:
-    """`staging` becomes `folder`; where that fails, the old one stays."""
+def take_place(staging: Path, folder: Path) -> None:
+    """`staging` becomes `folder`; where that fails, the old one stays.
+
+    A kill between the two renames leaves no `folder`, but the new and the old one whole, under the names of `staging`
+    and `.NAME.old`: readers have to look for one of them.
+    """
     old = _set_aside(folder)
     shutil.rmtree(old, ignore_errors=True)
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import math
+import os
+import shutil
 from typing import Any
 
 import pytest
@@ -118,3 +120,36 @@ def test_what_a_kill_left_is_never_taken_for_a_checkpoint(tmp_path):
     assert [c.step for c in find_checkpoints(tmp_path)] == [1]
     write(tmp_path, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes that die at a chosen call are made by fork")
+@pytest.mark.parametrize("calls", range(7))
+def test_a_kill_while_the_only_one_is_replaced_loses_nothing(tmp_path, monkeypatch, calls):
+    """A writer dies before, between and after the calls that rename or remove something; the next one cleans up."""
+    write(tmp_path, 1, of="old")
+
+    def dies_at_last(function):
+        def call(*arguments, **named):
+            done.append(function)
+            if len(done) > calls:
+                os._exit(9)
+            return function(*arguments, **named)
+
+        return call
+
+    done: list[object] = []
+    if not (writer := os.fork()):
+        for module, name in ((os, "replace"), (shutil, "rmtree")):
+            monkeypatch.setattr(module, name, dies_at_last(getattr(module, name)))
+        write(tmp_path, 1, of="new")
+        os._exit(0)
+    os.waitpid(writer, 0)
+    found = newest_whole(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    checkpoints.begin_checkpoint(tmp_path, 2)
+    again = newest_whole(tmp_path)
+    assert again is not None
+    assert again.facts == found.facts
+    write(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
