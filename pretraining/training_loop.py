@@ -553,7 +553,7 @@ class TrainingLoop:
             if first:
                 save_tree(staging / STATE, self._own_state() | ({} if sharded else self._whole_state()))
                 finish_checkpoint(self.folder, self.step, **facts)
-                prune(self.folder, self.options.keep_last, self.options.keep_best)
+                prune(self.folder, self.options.keep_last, self.options.keep_best, newest=self.step)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise

@@ -209,11 +209,18 @@ def newest_whole(folder: Path, warn: Callable[[str], object] = print) -> Checkpo
     return None
 
 
-def prune(folder: Path, keep_last: int, keep_best: int = 0, by: str = "validation_loss") -> None:
-    """Removes all checkpoints but the last `keep_last` and the `keep_best` of lowest `by` among their facts."""
+def prune(
+    folder: Path, keep_last: int, keep_best: int = 0, by: str = "validation_loss", newest: int | None = None
+) -> None:
+    """Removes all checkpoints but the last `keep_last` and the `keep_best` of lowest `by` among their facts.
+
+    Args:
+        newest: the step that counts as the last. What claims a later one was passed over as damaged, and goes.
+    """
     found = find_checkpoints(folder)
-    kept = found[:keep_last]
-    judged = [c for c in found if isinstance(c.facts.get(by), int | float)]
+    counted = [c for c in found if newest is None or c.step <= newest]
+    kept = counted[:keep_last]
+    judged = [c for c in counted if isinstance(c.facts.get(by), int | float)]
     kept += sorted(judged, key=lambda checkpoint: (checkpoint.facts[by], checkpoint.step))[:keep_best]
     for checkpoint in found:
         if checkpoint not in kept:

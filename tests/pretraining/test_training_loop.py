@@ -258,6 +258,30 @@ def test_a_checkpoint_of_broken_weights_is_set_aside(tmp_path):
     assert [c.step for c in find_checkpoints(tmp_path)] == [8, 6, 3, 0]
 
 
+# --- checkpoints
+
+
+def damage(checkpoint):
+    state = checkpoint.folder / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1] + b"\xff")
+
+
+def test_damaged_checkpoints_do_not_push_out_those_of_the_run_that_goes_on(tmp_path):
+    make_loop(tmp_path, checkpoint_every=2, keep_last=3)[0].run()
+    for checkpoint in find_checkpoints(tmp_path)[:2]:  # of the steps 6 and 4
+        damage(checkpoint)
+    loop, _, _ = make_loop(tmp_path, checkpoint_every=1, keep_last=2)
+    assert loop.resume()
+    assert loop.step == 2
+    assert [c.step for c in find_checkpoints(tmp_path)] == [6, 4, 2]  # nothing goes before there is something newer
+    assert loop.take_step() is None
+    loop.save()
+    assert [c.step for c in find_checkpoints(tmp_path)] == [3, 2]
+    assert loop.take_step() is None
+    loop.save()
+    assert [(c.step, c.damage()) for c in find_checkpoints(tmp_path)] == [(4, None), (3, None)]
+
+
 # --- parts
 
 
