@@ -57,14 +57,28 @@ def refuse_another_run(options: RunOptions, may_change: Collection[str] = ()) ->
     Raises:
         UserError: another run is there, or the same with other settings.
     """
-    if options.resume == "no" or not find_checkpoints(options.run / "checkpoints"):
-        there = [name for name in _OF_A_RUN if (options.run / name).exists()]
-        if there and not options.overwrite:
-            how = "go on with --resume auto, choose another folder with --run, or pass --overwrite"
-            if options.resume == "auto":
-                how = "it has no checkpoints to go on from: choose another folder with --run, or pass --overwrite"
-            raise UserError(f"{options.run} holds a run already ({there[0]}): {how}")
-        return
+    there = [name for name in _OF_A_RUN if (options.run / name).exists()]
+    if options.resume == "auto" and find_checkpoints(options.run / "checkpoints"):
+        _refuse_other_settings(options, may_change)
+    elif options.resume == "auto" and _nothing_was_learned(options.run):
+        if "config.json" in there and not options.overwrite:
+            _refuse_other_settings(options, may_change)
+    elif there and not options.overwrite:
+        how = "go on with --resume auto, choose another folder with --run, or pass --overwrite"
+        if options.resume == "auto":
+            how = "it has no checkpoints to go on from: choose another folder with --run, or pass --overwrite"
+        raise UserError(f"{options.run} holds a run already ({there[0]}): {how}")
+
+
+def _nothing_was_learned(run: Path) -> bool:
+    """Whether what is there, if anything, is of a run that was killed before its first checkpoint was whole."""
+    metrics, checkpoints = run / "metrics.jsonl", run / "checkpoints"
+    noted = metrics.is_file() and metrics.stat().st_size > 0
+    kept = checkpoints.is_dir() and any(not path.name.startswith(".") for path in checkpoints.iterdir())
+    return not (noted or kept or (run / "model").exists())
+
+
+def _refuse_other_settings(options: RunOptions, may_change: Collection[str]) -> None:
     before = config_of_run(options.run)["options"]
     now = json.loads(json.dumps(asdict(options), default=str))  # as it was written: tuples become lists
     for field in fields(options):

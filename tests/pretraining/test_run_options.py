@@ -1,0 +1,53 @@
+"""Which folders a run may write to, and what it goes on from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import pytest
+
+from pretraining.run_options import RunOptions, refuse_another_run
+from utils.checkpoints import begin_checkpoint
+from utils.errors import UserError
+from utils.files import write_json
+
+
+@dataclass(frozen=True)
+class WithSeed(RunOptions):
+    seed: int = 0
+
+
+@pytest.fixture
+def options(tmp_path):
+    """Of a run whose folder is as a kill during the very first checkpoint leaves it."""
+    options = RunOptions(tmp_path / "run", resume="auto")
+    begin_checkpoint(options.run / "checkpoints", 0)
+    (options.run / "metrics.jsonl").write_text("")
+    write_json(options.run / "config.json", {"options": asdict(options)})
+    return options
+
+
+def test_what_was_killed_before_its_first_checkpoint_begins_anew(options):
+    refuse_another_run(options)
+    (options.run / "config.json").unlink()  # killed a little earlier still
+    refuse_another_run(options)
+
+
+@pytest.mark.parametrize("of_a_run", ["metrics.jsonl", "model", "checkpoints/diverged-step-00000002"])
+def test_what_has_learned_something_does_not_begin_anew_unasked(options, of_a_run):
+    path = options.run / of_a_run
+    if path.suffix:
+        path.write_text('{"step": 1, "loss": 2.0}\n')
+    else:
+        path.mkdir()
+    with pytest.raises(UserError, match="no checkpoints to go on from"):
+        refuse_another_run(options)
+    refuse_another_run(replace(options, overwrite=True))
+
+
+def test_nor_does_what_was_begun_with_other_settings_or_without_resume(options):
+    write_json(options.run / "config.json", {"options": asdict(options) | {"seed": 1}})
+    with pytest.raises(UserError, match="--seed 1, not 0"):
+        refuse_another_run(WithSeed(**asdict(options)))
+    with pytest.raises(UserError, match="--resume auto"):
+        refuse_another_run(replace(options, resume="no"))
