@@ -37,11 +37,11 @@ from pretraining.run_options import (
     config_of_run,
     discard_older_checkpoints,
     go_on,
+    may_go_on,
     refuse_another_run,
     trackers_of,
 )
 from pretraining.training_loop import Ending, Hooks, LoopOptions, Objective, Step, TrainingLoop
-from utils.checkpoints import find_checkpoints
 from utils.devices import describe_device
 from utils.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
 from utils.files import read_json, require_writable, write_json, write_text
@@ -244,7 +244,7 @@ def refuse_other_data(options: TuningOptions, fingerprint: str | None) -> None:
     Raises:
         UserError: files, or the base model's tokenizer, have changed since.
     """
-    if options.resume == "no" or not find_checkpoints(options.run / "checkpoints"):
+    if not may_go_on(options):
         return
     before = (config_of_run(options.run).get("data") or {}).get("fingerprint")
     if before is not None and before != fingerprint:

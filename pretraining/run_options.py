@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pretraining.distributed import Ranks
+from pretraining.distributed import Ranks, say_to_all
 from pretraining.training_loop import TrainingLoop
 from utils.checkpoints import find_checkpoints
 from utils.errors import UserError
@@ -58,7 +58,7 @@ def refuse_another_run(options: RunOptions, may_change: Collection[str] = ()) ->
         UserError: another run is there, or the same with other settings.
     """
     there = [name for name in _OF_A_RUN if (options.run / name).exists()]
-    if options.resume == "auto" and find_checkpoints(options.run / "checkpoints"):
+    if may_go_on(options):
         _refuse_other_settings(options, may_change)
     elif options.resume == "auto" and _nothing_was_learned(options.run):
         if "config.json" in there and not options.overwrite:
@@ -68,6 +68,21 @@ def refuse_another_run(options: RunOptions, may_change: Collection[str] = ()) ->
         if options.resume == "auto":
             how = "it has no checkpoints to go on from: choose another folder with --run, or pass --overwrite"
         raise UserError(f"{options.run} holds a run already ({there[0]}): {how}")
+
+
+def may_go_on(options: RunOptions) -> bool:
+    """Whether the run goes on with the checkpoints in its folder.
+
+    Where config.json does not say what they are of, --overwrite lets the run begin anew.
+    """
+    if options.resume == "no" or not find_checkpoints(options.run / "checkpoints"):
+        return False
+    if options.overwrite:
+        try:
+            config_of_run(options.run)
+        except (UserError, ValueError):
+            return False
+    return True
 
 
 def _nothing_was_learned(run: Path) -> bool:
@@ -113,7 +128,7 @@ def require_same_data(options: RunOptions, manifest_sha256: str) -> None:
     Raises:
         UserError: the manifest of the shards is another.
     """
-    if options.resume == "no" or not find_checkpoints(options.run / "checkpoints"):
+    if not may_go_on(options):
         return
     before = (config_of_run(options.run).get("data") or {}).get("manifest_sha256")
     if before is not None and before != manifest_sha256:
@@ -130,7 +145,7 @@ def go_on(options: RunOptions, loop: TrainingLoop) -> bool:
         UserError: there are checkpoints, and all of them are damaged.
         ValueError: it is of another model or of other optimisers.
     """
-    if options.resume == "no":
+    if not say_to_all(loop.ranks, may_go_on(options)):  # rank 0 may already change what others still look at
         return False
     if loop.resume():
         return True

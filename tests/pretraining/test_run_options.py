@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+import torch
 
-from pretraining.run_options import RunOptions, refuse_another_run
-from utils.checkpoints import begin_checkpoint
+from pretraining.distributed import Ranks
+from pretraining.run_options import RunOptions, go_on, refuse_another_run, require_same_data
+from pretraining.training_loop import TrainingLoop
+from utils.checkpoints import begin_checkpoint, write_checkpoint
 from utils.errors import UserError
 from utils.files import write_json
+
+HERE = Ranks(0, 1, torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -51,3 +58,19 @@ def test_nor_does_what_was_begun_with_other_settings_or_without_resume(options):
         refuse_another_run(WithSeed(**asdict(options)))
     with pytest.raises(UserError, match="--resume auto"):
         refuse_another_run(replace(options, resume="no"))
+
+
+@pytest.mark.parametrize("config", [None, "{", "{}"])
+def test_overwrite_helps_where_config_json_is_missing_or_damaged(options, config):
+    """As its own error says: then nothing is gone on from, not even with --resume auto."""
+    write_checkpoint(options.run / "checkpoints", 2, lambda folder: None)
+    path = options.run / "config.json"
+    path.unlink() if config is None else path.write_text(config)
+    for check in (refuse_another_run, lambda o: require_same_data(o, "digest")):
+        with pytest.raises((UserError, ValueError), match=r"config.json is (missing|damaged|not a readable)"):
+            check(options)
+        check(replace(options, overwrite=True))
+    resumed: list[bool] = []
+    loop = SimpleNamespace(ranks=HERE, folder=options.run / "checkpoints", resume=lambda: resumed.append(True))
+    assert not go_on(replace(options, overwrite=True), cast(TrainingLoop, loop))
+    assert not resumed
