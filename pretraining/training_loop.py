@@ -374,6 +374,8 @@ class TrainingLoop:
         """`targets` at the last measurement."""
         self.best = math.inf
         """The lowest validation loss."""
+        self.note: dict[str, float] = {}
+        """What the checkpoint of this step says of it: the validation loss, where that was the best so far."""
         self.rewound = 0
         self.came_back_to: int | None = None
         """The step of the checkpoint that the last rewind went to."""
@@ -441,6 +443,7 @@ class TrainingLoop:
         if problem is not None:
             return problem
         seconds = time.perf_counter() - start
+        self.note = {}
         self.step, self.targets, self.seconds = self.step + 1, self.targets + int(targets), self.seconds + seconds
         self.hooks.on_step(Step(loss, norm, scale, seconds, int(targets)))
         return None
@@ -486,7 +489,8 @@ class TrainingLoop:
         if loss < self.best:
             self.best = loss
             if self.step and not last:
-                self.save(validation_loss=loss)
+                self.note = {"validation_loss": loss}
+                self.save()
 
     @torch.no_grad()
     def mean_loss(self, *arrays: npt.NDArray[Any]) -> float:
@@ -536,7 +540,7 @@ class TrainingLoop:
 
     # --- checkpoints
 
-    def save(self, **facts: float) -> None:
+    def save(self) -> None:
         """Writes a checkpoint of where the run is; every rank must call it.
 
         Raises:
@@ -552,7 +556,7 @@ class TrainingLoop:
                 dcp.state_dict_saver.save(self._sharded_state(), checkpoint_id=staging / SHARDED)
             if first:
                 save_tree(staging / STATE, self._own_state() | ({} if sharded else self._whole_state()))
-                finish_checkpoint(self.folder, self.step, **facts)
+                finish_checkpoint(self.folder, self.step, **self.note)
                 prune(self.folder, self.options.keep_last, self.options.keep_best, newest=self.step)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
@@ -596,6 +600,7 @@ class TrainingLoop:
             self.scaler.load_state_dict(state["scaler"])
         for name in _OWN:
             setattr(self, name, state[name])
+        self.note = {name: fact for name, fact in checkpoint.facts.items() if name == "validation_loss"}
         self.watch = LossWatch(self.options.spike, **state["watch"])
         self.hooks.restore(state["script"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -280,6 +281,24 @@ def test_damaged_checkpoints_do_not_push_out_those_of_the_run_that_goes_on(tmp_p
     assert loop.take_step() is None
     loop.save()
     assert [(c.step, c.damage()) for c in find_checkpoints(tmp_path)] == [(4, None), (3, None)]
+
+
+def test_a_signal_during_the_best_measurement_does_not_lose_its_note(tmp_path):
+    def evaluate(last):
+        if loop.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return 3.0 - loop.step
+
+    loop, _, _ = make_loop(tmp_path, evaluate=evaluate, evaluate_every=1)
+    assert loop.run() == "interrupted"
+    assert find_checkpoints(tmp_path)[0].step == 2
+    assert find_checkpoints(tmp_path)[0].facts["validation_loss"] == 1.0
+    again, _, _ = make_loop(tmp_path, evaluate_every=10**9, keep_last=1)
+    assert again.resume()
+    again.save()
+    assert find_checkpoints(tmp_path)[0].facts["validation_loss"] == 1.0
+    assert again.run() == "finished"
+    assert ["validation_loss" in c.facts for c in find_checkpoints(tmp_path)] == [False, True]  # of steps 6 and 2
 
 
 # --- parts
