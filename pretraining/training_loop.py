@@ -377,6 +377,7 @@ class TrainingLoop:
         self.note: dict[str, float] = {}
         """What the checkpoint of this step says of it: the validation loss, where that was the best so far."""
         self.rewound = 0
+        """How often the run has gone back."""
         self.came_back_to: int | None = None
         """The step of the checkpoint that the last rewind went to."""
 
@@ -527,6 +528,7 @@ class TrainingLoop:
             raise UserError(f"diverged at step {step}: {problem}, and there is no whole checkpoint in {self.folder}")
         self.came_back_to = self.step
         self.skipped = failed + 1 - self.step
+        self.save()  # or a restart would read the same batches again, and know of no rewind
         if self.ranks.is_first:
             self.hooks.say(f"warning: {problem} at step {step}; back to step {self.step}, past {self.skipped} batches")
 
@@ -555,7 +557,8 @@ class TrainingLoop:
             if sharded:
                 dcp.state_dict_saver.save(self._sharded_state(), checkpoint_id=staging / SHARDED)
             if first:
-                save_tree(staging / STATE, self._own_state() | ({} if sharded else self._whole_state()))
+                own = self._own_state() | {"rewound": self.rewound}
+                save_tree(staging / STATE, own | ({} if sharded else self._whole_state()))
                 finish_checkpoint(self.folder, self.step, **self.note)
                 prune(self.folder, self.options.keep_last, self.options.keep_best, newest=self.step)
         except BaseException:
@@ -600,6 +603,7 @@ class TrainingLoop:
             self.scaler.load_state_dict(state["scaler"])
         for name in _OWN:
             setattr(self, name, state[name])
+        self.rewound = max(self.rewound, state.get("rewound", 0))  # going back does not take back that it did
         self.note = {name: fact for name, fact in checkpoint.facts.items() if name == "validation_loss"}
         self.watch = LossWatch(self.options.spike, **state["watch"])
         self.hooks.restore(state["script"])

@@ -259,6 +259,27 @@ def test_a_checkpoint_of_broken_weights_is_set_aside(tmp_path):
     assert [c.step for c in find_checkpoints(tmp_path)] == [8, 6, 3, 0]
 
 
+def test_rewinds_are_counted_across_restarts(tmp_path):
+    """As a scheduler restarts what ends with an error: --rewinds is for the whole run, and no batch comes twice."""
+
+    def spoil(step):
+        with torch.no_grad():
+            next(loop.model.parameters())[0] = math.nan
+
+    loop, _, said = make_loop(tmp_path, rewinds=2, checkpoint_every=100, steps=20)
+    loop.hooks.on_step = spoil
+    with pytest.raises(UserError, match="did not help 2 times"):
+        loop.run()
+    assert len(said) == 2
+    loop, _, said = make_loop(tmp_path, rewinds=2, checkpoint_every=100, steps=20)
+    loop.hooks.on_step = spoil
+    assert loop.resume()
+    assert (loop.rewound, loop.skipped) == (2, 4)
+    with pytest.raises(UserError, match="did not help 2 times"):
+        loop.run()
+    assert said == []
+
+
 # --- checkpoints
 
 
