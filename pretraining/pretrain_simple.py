@@ -23,13 +23,15 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
+from gpt_model import GPT
 from gpt_model.evaluate import next_token_loss
 from pretraining.model_options import ModelOptions, make_model, refuse_flags_without_meaning
 from pretraining.optimizers import make_optimizers
-from pretraining.run_folder import RunFolder
+from pretraining.run_folder import RunFolder, discard_older_run
 from pretraining.schedules import warmup_stable_decay
 from utils.devices import Precision, autocast, describe_device, pick_device
 from utils.errors import EXIT_INTERRUPTED, UserError, run_command
+from utils.files import alone_in, require_writable
 from utils.seeding import seed_everything
 from working_with_text_data.token_shards import Batches, TokenShards
 
@@ -91,7 +93,7 @@ def main(options: PretrainSimple) -> None:
     seed_everything(options.seed)
     device = pick_device(options.device)
     refuse_flags_without_meaning(options)
-    if (options.run / "metrics.jsonl").exists() and not options.overwrite:
+    if any((options.run / name).exists() for name in ("metrics.jsonl", "checkpoints")) and not options.overwrite:
         raise UserError(f"{options.run} holds a run already: choose another folder with --run, or pass --overwrite")
     shards = TokenShards.open(options.data, options.tokenizer)
     shards.verify()
@@ -102,7 +104,17 @@ def main(options: PretrainSimple) -> None:
     optimizers = make_optimizers(
         model, options.optimizer, options.learning_rate, options.other_learning_rate, options.weight_decay
     )
-    tokens_per_step = options.batch_size * options.context_length
+    require_writable(options.run).mkdir(parents=True, exist_ok=True)
+    with alone_in(options.run):
+        discard_older_run(options.run)
+        train(options, shards, batches, model, optimizers)
+
+
+def train(
+    options: PretrainSimple, shards: TokenShards, batches: Batches, model: GPT, optimizers: list[torch.optim.Optimizer]
+) -> None:
+    """The run itself, in a folder that no other run writes to meanwhile."""
+    device, tokens_per_step = model.device, options.batch_size * options.context_length
     run = RunFolder(
         options.run,
         model,

@@ -10,6 +10,7 @@ model/           a model folder, replaced as a whole at each measurement
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,14 @@ from utils.files import require_writable, write_json, write_text
 from utils.plots import save_curves
 from utils.tracking import MetricsLog, Tracker, metric_curves, provenance
 from working_with_text_data.token_shards import TokenShards, evaluation_windows
+
+
+def discard_older_run(folder: Path) -> None:
+    """Removes what a run that begins anew does not write over: checkpoints to go on from, and what trackers keep."""
+    for name in ("checkpoints", "tensorboard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("wandb_id.txt", "speed.json"):
+        (folder / name).unlink(missing_ok=True)
 
 
 class RunFolder:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,13 @@ import torch
 
 from gpt_model import load_model, load_tokenizer
 from gpt_model.evaluate import bytes_of_tokens, evaluate_windows
+from pretraining import pretrain_simple
 from pretraining.model_options import refuse_flags_without_meaning
 from pretraining.pretrain_simple import PretrainSimple
 from tests.conftest import ROOT, assert_one_clear_line
+from utils.checkpoints import write_checkpoint
 from utils.errors import UserError
+from utils.files import alone_in
 from utils.tracking import read_metrics
 from working_with_text_data.token_shards import TokenShards, evaluation_windows
 
@@ -73,6 +77,13 @@ def stages(tmp_path_factory):
         assert done.returncode == 0, done.stderr
         printed.append(done)
     return run_folder, corpus, printed
+
+
+def tiny_run(stages, run, **flags):
+    """The options of a run of two steps on the tokens of `stages`."""
+    shape = {"n_layer": 1, "n_head": 2, "d_model": 16, "context_length": 16, "batch_size": 4}
+    few = {"steps": 2, "evaluations": 1, "eval_tokens": 64, "device": "cpu"}
+    return PretrainSimple(**{"data": stages[0] / "tokens", "run": run} | shape | few | flags)
 
 
 def test_the_run_folder_is_complete_and_its_figures_are_true(stages):
@@ -323,6 +334,32 @@ def test_an_older_run_is_replaced_only_when_asked_for(run, stages):
     assert (folder / "model" / "model.safetensors").read_bytes() == before
     done = run(PRETRAIN, "--data", folder / "tokens", "--run", folder, *TINY, "--overwrite")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no lock for folders")
+def test_a_folder_that_another_process_writes_is_let_be(stages):
+    folder, _, _ = stages
+    before = listing(folder)
+    options = replace(tiny_run(stages, folder), overwrite=True)
+    with alone_in(folder), pytest.raises(ValueError, match="another process is writing"):
+        pretrain_simple.main(options)
+    assert listing(folder) == before
+
+
+def test_overwrite_leaves_no_checkpoints_to_go_on_from(stages, tmp_path):
+    """They would be of the older run, and pretrain.py --resume auto would take them for this one's."""
+    run = tmp_path / "run"
+    write_checkpoint(run / "checkpoints", 5, lambda folder: None)
+    (run / "wandb_id.txt").write_text("the older run's")
+    (run / "tensorboard").mkdir()
+    (run / "notes.txt").write_text("mine")
+    options = tiny_run(stages, run)
+    with pytest.raises(UserError, match="holds a run already"):
+        pretrain_simple.main(options)
+    assert (run / "checkpoints").is_dir()
+    pretrain_simple.main(replace(options, overwrite=True))
+    left = {"config.json", "loss.png", "metrics.jsonl", "model", "notes.txt", "samples.txt"}
+    assert {path.name for path in run.iterdir()} == left
 
 
 def test_no_network(run, tmp_path):
