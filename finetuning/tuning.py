@@ -304,7 +304,7 @@ class Tuning:
             data=self.task.data, device=describe_device(self.ranks.device, o.precision), options=asdict(self.given)
         )
         if self.ranks.is_first:
-            trackers = trackers_of(o, loop.step)
+            trackers = trackers_of(o, loop.step, self.resumed)
             self.metrics = MetricsLog(o.run / "metrics.jsonl", self.progress.metrics, trackers)
             write_json(o.run / "config.json", self.made_by)
             if not self.resumed:

@@ -365,7 +365,7 @@ class Pretraining:
             seed=o.seed,
             data=data | {"manifest_sha256": sha256_of(self.shards.folder / MANIFEST)},
             state=self.run_state,
-            trackers=trackers_of(o, self.loop.step),
+            trackers=trackers_of(o, self.loop.step, self.resumed),
         )
 
     def _progress(self) -> dict[str, int]:

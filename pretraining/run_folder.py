@@ -26,7 +26,7 @@ from utils.devices import TrainingPrecision, describe_device
 from utils.errors import UserError
 from utils.files import require_writable, write_json, write_text
 from utils.plots import save_curves
-from utils.tracking import MetricsLog, Tracker, metric_curves, provenance
+from utils.tracking import WANDB_ID, MetricsLog, Tracker, metric_curves, provenance
 from working_with_text_data.token_shards import TokenShards, evaluation_windows
 
 
@@ -34,7 +34,7 @@ def discard_older_run(folder: Path) -> None:
     """Removes what a run that begins anew does not write over: checkpoints to go on from, and what trackers keep."""
     for name in ("checkpoints", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("wandb_id.txt", "speed.json"):
+    for name in (WANDB_ID, "speed.json"):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -16,7 +16,7 @@ from pretraining.training_loop import TrainingLoop
 from utils.checkpoints import find_checkpoints
 from utils.errors import UserError
 from utils.files import alone_in, read_json
-from utils.tracking import Tracker, tensorboard_tracker, wandb_tracker
+from utils.tracking import WANDB_ID, Tracker, tensorboard_tracker, wandb_tracker
 
 
 @dataclass(frozen=True)
@@ -174,18 +174,20 @@ def discard_older_checkpoints(options: RunOptions) -> None:
     shutil.rmtree(options.run / "checkpoints", ignore_errors=True)
 
 
-def trackers_of(options: RunOptions, step: int) -> list[Tracker]:
-    """Those that were asked for, of a run that has taken `step` steps before.
+def trackers_of(options: RunOptions, step: int, goes_on: bool) -> list[Tracker]:
+    """Those that were asked for, of a run that has taken `step` steps before; what they keep of an older run goes.
 
     Raises:
-        UserError: W&B is to be told, and nobody is logged in.
+        UserError: W&B is to be told, and nobody is logged in; nothing is lost then.
     """
     trackers = []
+    if options.wandb != "off":
+        config, name = asdict(options), options.run.resolve().name
+        trackers.append(wandb_tracker(options.run, options.wandb, options.wandb_project, name, config, goes_on))
+    elif not goes_on:
+        (options.run / WANDB_ID).unlink(missing_ok=True)
+    if not goes_on:
+        shutil.rmtree(options.run / "tensorboard", ignore_errors=True)
     if options.tensorboard:
         trackers.append(tensorboard_tracker(options.run / "tensorboard", step))
-    if options.wandb != "off":
-        config = asdict(options)
-        trackers.append(
-            wandb_tracker(options.run, options.wandb, options.wandb_project, options.run.resolve().name, config)
-        )
     return trackers

@@ -20,6 +20,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 _VERSIONS_OF = ("torch", "numpy", "regex", "tokenizers", "transformers", "safetensors")
 
 
+WANDB_ID = "wandb_id.txt"
+
 Figures = dict[str, float | int | str]
 Tracker = Callable[[Figures], None]
 
@@ -82,11 +84,11 @@ def require_wandb_key(mode: Literal["online", "offline"]) -> None:
 
 
 def wandb_tracker(
-    folder: Path, mode: Literal["online", "offline"], project: str, name: str, config: dict[str, Any]
+    folder: Path, mode: Literal["online", "offline"], project: str, name: str, config: dict[str, Any], goes_on: bool
 ) -> Tracker:
     """Sends all figures to Weights & Biases, or keeps them in `folder` to be sent later by `wandb sync`.
 
-    The run's id is kept in `folder`, so that a run that goes on is the same run there.
+    The run's id is kept in `folder`, so that a run that `goes_on` is the same run there; one that begins gets a new id.
 
     Raises:
         UserError: it is to be sent, and nobody is logged in. (W&B itself would ask, and wait for ever in a batch job.)
@@ -94,8 +96,8 @@ def wandb_tracker(
     import wandb
 
     require_wandb_key(mode)
-    identity = folder / "wandb_id.txt"
-    if not identity.is_file():
+    identity = folder / WANDB_ID
+    if not goes_on or not identity.is_file():
         write_text(identity, uuid.uuid4().hex[:8])
     run = wandb.init(
         project=project,

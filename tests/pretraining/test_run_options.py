@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
 from typing import cast
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from pretraining.distributed import Ranks
-from pretraining.run_options import RunOptions, go_on, refuse_another_run, require_same_data
+from pretraining.run_options import RunOptions, go_on, refuse_another_run, require_same_data, trackers_of
 from pretraining.training_loop import TrainingLoop
 from utils.checkpoints import begin_checkpoint, write_checkpoint
 from utils.errors import UserError
@@ -74,3 +75,30 @@ def test_overwrite_helps_where_config_json_is_missing_or_damaged(options, config
     loop = SimpleNamespace(ranks=HERE, folder=options.run / "checkpoints", resume=lambda: resumed.append(True))
     assert not go_on(replace(options, overwrite=True), cast(TrainingLoop, loop))
     assert not resumed
+
+
+def test_what_begins_anew_is_another_run_for_the_trackers_too(options, monkeypatch):
+    """And what goes on is the same one there."""
+    begun: list[str] = []
+
+    def init(**arguments):
+        begun.append(arguments["id"])
+        return SimpleNamespace(log=lambda *_, **__: None)
+
+    wandb = SimpleNamespace(api=SimpleNamespace(api_key=""), init=init, Settings=lambda **_: None)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    told = replace(options, wandb="offline")
+    for goes_on in (False, True, False):
+        trackers_of(told, 0, goes_on)
+    assert begun[0] == begun[1] != begun[2]
+    events = options.run / "tensorboard" / "events"
+    events.parent.mkdir()
+    events.touch()
+    with pytest.raises(UserError, match="set WANDB_API_KEY"):
+        trackers_of(replace(options, wandb="online"), 0, False)
+    trackers_of(options, 0, True)
+    assert events.is_file()
+    assert (options.run / "wandb_id.txt").read_text() == begun[2]
+    trackers_of(options, 0, False)
+    assert not events.exists()
+    assert not (options.run / "wandb_id.txt").exists()
