@@ -126,6 +126,7 @@ def train(
         eval_tokens=options.eval_tokens,
         sample_prompt=options.sample_prompt,
         seed=options.seed,
+        context_length=options.context_length,
     )
     print(f"{model.n_parameters:,} parameters on {describe_device(device, options.precision)}")
     limit = f", or {options.max_minutes:g} minutes if those are over first" if options.max_minutes else ""
@@ -169,7 +170,7 @@ def train(
                 f"loss {loss.item():.3f}, validation {validation_loss:.3f}, {run.tokens_per_second:,.0f} tokens/s, "
                 f"{run.minutes * (1 - progress) / progress:.1f} min left"
             )
-        run.measure(on_everything=options.all_at_end)
+        run.measure(on_everything=options.all_at_end, finished=True)
     except KeyboardInterrupt:
         run.save(interrupted=True)
         bar.close()

@@ -48,6 +48,7 @@ class RunFolder:
         tokens_per_step: to count the tokens seen.
         batch_size, precision: for measuring.
         eval_tokens: validation tokens to measure on along the way.
+        context_length: of the windows to measure on; all that the model sees at once, if not given.
         sample_prompt: the samples continue this.
         seed: of the samples.
         data: how the data was made and by what it is known, for config.json; the manifest's own account if not given.
@@ -72,6 +73,7 @@ class RunFolder:
         eval_tokens: int,
         sample_prompt: str,
         seed: int,
+        context_length: int | None = None,
         data: dict[str, Any] | None = None,
         state: dict[str, Any] | None = None,
         trackers: Sequence[Tracker] = (),
@@ -79,6 +81,7 @@ class RunFolder:
         self.folder, self.model, self.tokenizer = folder, model, shards.tokenizer
         self.tokens_per_step, self.batch_size, self.precision = tokens_per_step, batch_size, precision
         self.eval_tokens, self.sample_prompt = eval_tokens, sample_prompt
+        self.context_length = context_length or model.config.context_length
         self.sampling = Sampling(temperature=0.8, top_p=0.95, seed=seed)
         self.token_bytes = bytes_of_tokens(shards.tokenizer)
         self.validation = shards.arrays["validation"]
@@ -136,19 +139,20 @@ class RunFolder:
                 f"{self.folder / 'model'} is the last model that was measured"
             )
 
-    def measure(self, on_everything: bool = False) -> float:
+    def measure(self, on_everything: bool = False, finished: bool = False) -> float:
         """Measures the validation loss, writes a sample, the model and the plot; returns the loss.
 
         Args:
-            on_everything: on all the validation text, not `eval_tokens` of it; this ends the run.
+            on_everything: on all the validation text, not `eval_tokens` of it.
+            finished: this ends the run.
 
         Raises:
             UserError: the loss is infinite or not a number; the model on disk stays the one before.
         """
         some = None if on_everything else self.eval_tokens
-        windows = torch.from_numpy(evaluation_windows(self.validation, self.model.config.context_length, some))
+        windows = torch.from_numpy(evaluation_windows(self.validation, self.context_length, some))
         loss, bits_per_byte = evaluate_windows(self.model, windows, self.token_bytes, self.batch_size, self.precision)
-        self.record(loss, bits_per_byte, windows[:, 1:].numel(), finished=on_everything)
+        self.record(loss, bits_per_byte, windows[:, 1:].numel(), finished=finished)
         return loss
 
     def record(

@@ -22,7 +22,7 @@ from pretraining.pretrain_simple import PretrainSimple
 from tests.conftest import ROOT, assert_one_clear_line
 from utils.checkpoints import write_checkpoint
 from utils.errors import UserError
-from utils.files import alone_in
+from utils.files import alone_in, read_json
 from utils.tracking import read_metrics
 from working_with_text_data.token_shards import TokenShards, evaluation_windows
 
@@ -360,6 +360,25 @@ def test_overwrite_leaves_no_checkpoints_to_go_on_from(stages, tmp_path):
     pretrain_simple.main(replace(options, overwrite=True))
     left = {"config.json", "loss.png", "metrics.jsonl", "model", "notes.txt", "samples.txt"}
     assert {path.name for path in run.iterdir()} == left
+
+
+def test_without_all_at_end_a_run_is_finished_all_the_same(stages, tmp_path):
+    pretrain_simple.main(tiny_run(stages, tmp_path / "run", all_at_end=False))
+    metrics = read_json(tmp_path / "run" / "model" / "scratchbook.json")["metrics"]
+    assert (metrics["finished"], metrics["validation_tokens"]) == (True, 64)
+
+
+def test_a_model_with_a_longer_context_is_measured_at_the_length_it_is_trained_at(stages, tmp_path):
+    flags = {"all_at_end": False, "eval_tokens": 128}
+    pretrain_simple.main(tiny_run(stages, tmp_path / "long", context_length=64, **flags))
+    base = tmp_path / "long" / "model"
+    short = tiny_run(stages, tmp_path / "short", from_model=base, n_layer=4, n_head=3, d_model=192, **flags)
+    pretrain_simple.main(short)
+    measured = next(row for row in read_metrics(tmp_path / "short" / "metrics.jsonl") if "validation_loss" in row)
+    shards = TokenShards.open(short.data)
+    windows = torch.from_numpy(evaluation_windows(shards.arrays["validation"], 16, 128))
+    loss, _ = evaluate_windows(load_model(base), windows, bytes_of_tokens(shards.tokenizer), 4, "auto")
+    assert measured["validation_loss"] == pytest.approx(loss, rel=1e-4)
 
 
 def test_no_network(run, tmp_path):
