@@ -22,6 +22,7 @@ and passes over the batches that led there (Chowdhery et al. 2022, section 5.1),
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import shutil
@@ -39,6 +40,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.utils.checkpoint import checkpoint as forget_and_compute_again
 
@@ -555,7 +557,7 @@ class TrainingLoop:
         staging = staging_folder(self.folder, self.step)
         try:
             if sharded:
-                dcp.state_dict_saver.save(self._sharded_state(), checkpoint_id=staging / SHARDED)
+                _save_shards(self._sharded_state(), staging / SHARDED)
             if first:
                 own = self._own_state() | {"rewound": self.rewound}
                 save_tree(staging / STATE, own | ({} if sharded else self._whole_state()))
@@ -633,6 +635,23 @@ class TrainingLoop:
     def _sharded_state(self) -> dict[str, Any]:
         model, optimizers = get_state_dict(self.model, self.optimizers)
         return {"model": model, "optimizers": optimizers}
+
+
+def _save_shards(state: dict[str, Any], folder: Path) -> None:
+    """Lets every rank write its slices of `state`; what goes wrong on one of them is raised on all.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    try:
+        dcp.state_dict_saver.save(state, checkpoint_id=folder)
+    except CheckpointException as error:
+        for cause, _ in error.failures.values():
+            if isinstance(cause, OSError | KeyboardInterrupt):
+                raise cause from None
+            if "inline_container" in str(cause):  # torch's writer of files does not say why it could not
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise
 
 
 _OWN = ("step", "skipped", "targets", "seconds", "evaluated_at", "best")

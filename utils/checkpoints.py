@@ -70,10 +70,10 @@ def save_tree(path: Path | str, tree: Any) -> None:
     try:
         save_file(tensors, path, header)
     except SafetensorError as error:
-        full = "No space left" in str(error) or "os error 28" in str(error)
-        raise OSError(
-            errno.ENOSPC if full else errno.EIO, os.strerror(errno.ENOSPC if full else errno.EIO), str(path)
-        ) from error
+        number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+        if told := re.search(r"os error (\d+)", str(error)):
+            number = int(told[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def load_tree(path: Path | str) -> Any:

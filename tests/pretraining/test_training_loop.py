@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
+import traceback
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -320,6 +324,27 @@ def test_a_signal_during_the_best_measurement_does_not_lose_its_note(tmp_path):
     assert find_checkpoints(tmp_path)[0].facts["validation_loss"] == 1.0
     assert again.run() == "finished"
     assert ["validation_loss" in c.facts for c in find_checkpoints(tmp_path)] == [False, True]  # of steps 6 and 2
+
+
+@pytest.mark.parametrize(
+    ("of_a_rank", "number"),
+    [
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"), errno.ENOSPC),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), errno.EDQUOT),
+    ],
+)
+def test_a_full_disk_is_one_error_of_the_disk_for_fsdp_too(tmp_path, monkeypatch, of_a_rank, number):
+    loop, _, _ = make_loop(tmp_path)
+    loop.options = replace(loop.options, parallel="fsdp")
+
+    def fail(*_, **__):
+        raise CheckpointException("write", {0: (of_a_rank, traceback.StackSummary())})
+
+    monkeypatch.setattr(dcp.state_dict_saver, "save", fail)
+    with pytest.raises(OSError) as caught:
+        loop.save()
+    assert caught.value.errno == number
+    assert not list(tmp_path.iterdir())
 
 
 # --- parts

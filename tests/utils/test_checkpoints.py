@@ -101,16 +101,27 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
 
 
-def test_a_full_disk_leaves_the_older_ones_and_nothing_else(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [
+        ("No space left on device (os error 28)", errno.ENOSPC),
+        ("No space left on device", errno.ENOSPC),
+        (f"Disk quota exceeded (os error {errno.EDQUOT})", errno.EDQUOT),
+        (f"File too large (os error {errno.EFBIG})", errno.EFBIG),
+        ("something else", errno.EIO),
+    ],
+)
+def test_a_full_disk_leaves_the_older_ones_and_nothing_else(tmp_path, monkeypatch, words, number):
     write(tmp_path, 1)
 
     def full(*_):
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise SafetensorError(f"Error while serializing: I/O error: {words}")
 
     monkeypatch.setattr(checkpoints, "save_file", full)
     with pytest.raises(OSError) as caught:
         write(tmp_path, 2)
-    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.errno == number
+    assert caught.value.strerror == os.strerror(number)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
