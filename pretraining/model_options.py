@@ -80,25 +80,33 @@ SHAPE = (
 OF_ATTENTION = {"grouped-query": ("n_kv_head",), "latent": ("d_latent", "d_rope"), "sliding-window": ("window",)}
 
 
-def refuse_flags_without_meaning(options: ModelOptions) -> None:
-    """Raises UserError where a flag of the shape was given and would do nothing."""
+def refuse_flags_without_meaning(options: ModelOptions, preset: ModelOptions | None = None) -> None:
+    """Raises UserError where a flag of the shape was given and would do nothing.
+
+    Args:
+        preset: where the defaults of all flags come from; the class's own if not given.
+    """
+    default = preset or type(options)
     if options.from_model is not None:
         for name in ("attention", *SHAPE, *(name for names in OF_ATTENTION.values() for name in names)):
-            if getattr(options, name) != getattr(type(options), name):
+            if getattr(options, name) != getattr(default, name):
                 raise UserError(
                     f"--{name.replace('_', '-')} does nothing with --from-model, whose own shape counts: leave it out"
                 )
     refuse_foreign_flags(options, "--attention", options.attention, OF_ATTENTION)
 
 
-def make_model(options: ModelOptions, shards: TokenShards) -> GPT:
+def make_model(options: ModelOptions, shards: TokenShards, preset: ModelOptions | None = None) -> GPT:
     """A new model of the shape that the flags tell, or the one to begin from; weights are drawn from torch's generator.
+
+    Args:
+        preset: where the defaults of all flags come from; the class's own if not given.
 
     Raises:
         UserError: flags that mean nothing together, or a model that does not fit the tokens.
         ValueError: a shape that cannot be.
     """
-    refuse_flags_without_meaning(options)
+    refuse_flags_without_meaning(options, preset)
     if options.from_model is not None:
         model = load_model(options.from_model, dtype=torch.float32)
         if load_tokenizer(options.from_model).ranks != shards.tokenizer.ranks:

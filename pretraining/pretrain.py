@@ -213,7 +213,8 @@ class Pretraining:
         self.batches = Batches(arrays, options.context_length, options.batch_size, options.seed, name)
         self.validation = Validation(self.shards, options)
         seed_everything(options.seed)
-        self.model = make_model(options, self.shards).to(ranks.device)
+        preset = PRESETS.get(options.preset or "")
+        self.model = make_model(options, self.shards, preset).to(ranks.device)
         self.n_parameters, self.flops = self.model.n_parameters, flops_per_token(self.model, options.context_length)
         self.peak, self.of_peak = peak_flops(ranks.device, products_dtype(ranks.device, options.precision))
         self.validation_loss = math.nan

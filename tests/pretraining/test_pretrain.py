@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from gpt_model import load_model
+from pretraining import pretrain
 from pretraining.pretrain import PRESETS, Pretrain
 from tests.conftest import ROOT, assert_one_clear_line, ended, started
 from utils.checkpoints import find_checkpoints, load_tree
@@ -99,6 +101,7 @@ def losses(run: Path) -> dict[int, tuple[float, ...]]:
 
 AND_THEN_ITS_THREADS = """
 from pathlib import Path
+from pretraining import pretrain
 from pretraining.pretrain import PRESETS, Pretrain, main
 from utils.errors import run_command
 run_command(main, Pretrain, PRESETS)
@@ -262,6 +265,14 @@ def test_the_commands_of_the_readme_divide_among_their_ranks():
         sizes.append(nodes * int(words[words.index("--nproc-per-node") + 1]))
         assert PRESETS[words[words.index("--preset") + 1]].parts(sizes[-1])
     assert sizes == [8, 16, 16]
+
+
+def test_a_preset_goes_on_from_a_model_of_another_shape(tokens, tmp_path):
+    few = {"data": tokens, "steps": 1, "batch_size": 4, "eval_tokens": 64, "all_at_end": False, "context_length": 16}
+    base = Pretrain(run=tmp_path / "base", n_layer=1, n_head=2, d_model=16, **few)
+    pretrain.main(base)
+    pretrain.main(replace(PRESETS["modern"], run=tmp_path / "more", from_model=base.run / "model", **few))
+    assert load_model(tmp_path / "more" / "model").config == load_model(base.run / "model").config
 
 
 def test_what_is_refused_loses_nothing(run, tokens, tmp_path):

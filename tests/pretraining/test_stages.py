@@ -18,6 +18,7 @@ from gpt_model import load_model, load_tokenizer
 from gpt_model.evaluate import bytes_of_tokens, evaluate_windows
 from pretraining import pretrain_simple
 from pretraining.model_options import refuse_flags_without_meaning
+from pretraining.pretrain import PRESETS, Pretrain
 from pretraining.pretrain_simple import PretrainSimple
 from tests.conftest import ROOT, assert_one_clear_line
 from utils.checkpoints import write_checkpoint
@@ -453,3 +454,13 @@ def test_flags_that_would_do_nothing_are_refused(flags, message):
 def test_flags_that_mean_something_are_taken():
     refuse_flags_without_meaning(PretrainSimple(attention="grouped-query", n_kv_head=3, n_layer=9))
     refuse_flags_without_meaning(PretrainSimple(from_model=Path("m"), context_length=16, learning_rate=0.01))
+
+
+def test_a_preset_s_shape_gives_way_to_a_model_s_own():
+    """What only the preset says was not asked for; what was given beside it would do nothing."""
+    preset = PRESETS["modern"]
+    refuse_flags_without_meaning(replace(preset, from_model=Path("m")), preset)
+    with pytest.raises(UserError, match="--norm does nothing with --from-model"):
+        refuse_flags_without_meaning(replace(preset, from_model=Path("m"), norm="layernorm"), preset)
+    with pytest.raises(UserError, match="--positions does nothing with --from-model"):
+        refuse_flags_without_meaning(Pretrain(from_model=Path("m"), positions="rope"))
