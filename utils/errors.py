@@ -127,9 +127,12 @@ def refuse_foreign_flags(options: Any, flag: str, chosen: str, belongs: Mapping[
 def preset_of(arguments: Sequence[str], presets: Mapping[str, Config]) -> Config | None:
     """The preset that a command line names by `--preset NAME`, whose values are the defaults of all other flags.
 
+    As of any flag that is given twice, the last counts.
+
     Raises:
         UserError: there is no such preset, or no name.
     """
+    chosen = None
     for i, argument in enumerate(arguments):
         name = None
         if argument == "--preset":
@@ -139,8 +142,8 @@ def preset_of(arguments: Sequence[str], presets: Mapping[str, Config]) -> Config
         if name is not None:
             if name not in presets:
                 raise UserError(f"--preset {name}: there is no such preset; use one of {', '.join(presets)}")
-            return presets[name]
-    return None
+            chosen = presets[name]
+    return chosen
 
 
 def run_command(

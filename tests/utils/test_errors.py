@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from utils.errors import UserError, one_line
+from utils.errors import UserError, one_line, preset_of
 
 SCRIPT = """
 from dataclasses import dataclass
@@ -80,3 +80,13 @@ def test_one_line_of_errors_without_a_number():
     assert one_line(ConnectionError("nobody\nanswers")) == "nobody answers"
     assert one_line(UserError("x")) == "x"
     assert "permission denied (f)" in one_line(PermissionError(errno.EACCES, "Permission denied", "f"))
+
+
+def test_of_two_presets_the_last_counts_as_of_any_flag():
+    presets = {"small": 1, "large": 2}
+    assert preset_of(["--preset", "small", "--steps", "3"], presets) == 1
+    assert preset_of(["--preset", "small", "--preset=large"], presets) == 2
+    assert preset_of(["--steps", "3"], presets) is None
+    for wrong in (["--preset", "tiny", "--preset", "large"], ["--preset", "large", "--preset"]):
+        with pytest.raises(UserError, match="there is no such preset; use one of small, large"):
+            preset_of(wrong, presets)
