@@ -267,7 +267,12 @@ class LossWatch:
         return None
 
     def warning(self, norm: float) -> str | None:
-        """What may become a problem: a gradient ten times as large as usual."""
+        """What may become a problem: a gradient ten times as large as usual.
+
+        One that float16's scaler leaves out, being infinite or no number, is not usual, and does not count.
+        """
+        if not math.isfinite(norm):
+            return None
         usual, self.norm = self.norm, norm if self.norm is None else 0.99 * self.norm + 0.01 * norm
         if usual is not None and norm > 10 * usual:
             return f"the gradient's norm is {norm:.2f}, after {usual:.2f} on average"

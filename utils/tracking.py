@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shlex
 import subprocess
@@ -44,7 +45,8 @@ class MetricsLog:
         self.path.write_bytes(kept)
 
     def log(self, **figures: float | int | str) -> None:
-        """Appends one line of named figures."""
+        """Appends one line of named figures, but for infinite ones and those that are no number: JSON has none."""
+        figures = {name: x for name, x in figures.items() if isinstance(x, str) or math.isfinite(x)}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(figures) + "\n")
         for tracker in self.trackers:

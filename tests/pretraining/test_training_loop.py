@@ -28,6 +28,7 @@ from pretraining.schedules import warmup_cosine
 from pretraining.training_loop import (
     Hooks,
     LoopOptions,
+    LossWatch,
     NextToken,
     ReadAhead,
     TrainingLoop,
@@ -151,7 +152,16 @@ def test_float16_leaves_out_a_step_whose_scale_was_too_large(tmp_path):
     loop.run()
     assert len(losses) == 3
     assert loop.scaler.get_scale() < 2.0**60
+    assert loop.watch.norm is None  # nothing of it in what gradients usually are
     assert all(torch.equal(a, b) for a, b in zip(before, loop.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("overflow", [math.inf, math.nan])
+def test_a_step_left_out_does_not_blind_the_watch(overflow):
+    watch = LossWatch(spike=3.0)
+    assert [watch.warning(norm) for norm in (1.0, overflow, 1.0)] == [None, None, None]
+    assert watch.norm == 1.0
+    assert watch.warning(20.0) == "the gradient's norm is 20.00, after 1.00 on average"
 
 
 def test_documents_see_only_themselves(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from utils.plots import save_curves
@@ -33,6 +34,14 @@ def test_a_damaged_line_hides_nothing_behind_it(tmp_path, capsys):
     path.write_text('{"step": 1}\n\n{"step": 3}\n{"step": 4')
     assert [row["step"] for row in read_metrics(path)] == [1, 3]
     assert not capsys.readouterr().err
+
+
+def test_what_json_has_no_number_for_is_left_out(tmp_path):
+    told: list[object] = []
+    log = MetricsLog(tmp_path / "metrics.jsonl", trackers=[told.append])
+    log.log(step=1, loss=2.5, gradient_norm=math.inf, ratio=math.nan, kept=-math.inf)
+    assert log.path.read_text() == '{"step": 1, "loss": 2.5}\n'
+    assert told == [{"step": 1, "loss": 2.5}]
 
 
 def test_provenance_names_versions_and_commit(tmp_path):
