@@ -42,7 +42,7 @@ from pretraining.run_options import (
 )
 from pretraining.training_loop import Ending, Hooks, LoopOptions, NextToken, Step, TrainingLoop, flops_per_token
 from utils.devices import describe_device, peak_flops, products_dtype
-from utils.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError, run_command
+from utils.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError, refuse_broken_text, run_command
 from utils.files import require_writable, sha256_of, write_json
 from utils.seeding import seed_everything
 from working_with_text_data.token_shards import (
@@ -114,6 +114,7 @@ class Pretrain(LoopOptions, ModelOptions, RunOptions):
         for name in ("weight_decay", "diagnose_every"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 0, got {getattr(self, name)}")
+        refuse_broken_text("--sample-prompt", self.sample_prompt)
 
     def make_optimizers(self, model: GPT) -> list[torch.optim.Optimizer]:
         """See `optimizers.make_optimizers`."""

@@ -12,6 +12,7 @@ That is all, some hundred or million times over.
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import time
@@ -30,7 +31,7 @@ from pretraining.optimizers import make_optimizers
 from pretraining.run_folder import RunFolder, discard_older_run
 from pretraining.schedules import warmup_stable_decay
 from utils.devices import Precision, autocast, describe_device, pick_device
-from utils.errors import EXIT_INTERRUPTED, UserError, run_command
+from utils.errors import EXIT_INTERRUPTED, UserError, refuse_broken_text, run_command
 from utils.files import alone_in, require_writable
 from utils.seeding import seed_everything
 from working_with_text_data.token_shards import Batches, TokenShards
@@ -79,14 +80,13 @@ class PretrainSimple(ModelOptions):
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "evaluations", "eval_tokens", "learning_rate", "other_learning_rate"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
-        try:
-            self.sample_prompt.encode("utf-8")
-        except UnicodeEncodeError:
-            raise UserError("--sample-prompt is not UTF-8: write it in a UTF-8 terminal") from None
-        if self.max_minutes < 0:
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"--weight-decay must be at least 0, got {self.weight_decay}")
+        if not 0 <= self.max_minutes < math.inf:
             raise UserError(f"--max-minutes must be at least 0 (0 for no limit), got {self.max_minutes}")
+        refuse_broken_text("--sample-prompt", self.sample_prompt)
 
 
 def main(options: PretrainSimple) -> None:

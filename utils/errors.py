@@ -124,6 +124,14 @@ def refuse_foreign_flags(options: Any, flag: str, chosen: str, belongs: Mapping[
                 raise UserError(f"--{name.replace('_', '-')} belongs to {flag} {choice}, and here it is {chosen}")
 
 
+def refuse_broken_text(flag: str, text: str) -> None:
+    """Raises UserError where `text` is no Unicode: Python takes other bytes of a command line for lone surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{flag} is not UTF-8: write it in a UTF-8 terminal") from None
+
+
 def preset_of(arguments: Sequence[str], presets: Mapping[str, Config]) -> Config | None:
     """The preset that a command line names by `--preset NAME`, whose values are the defaults of all other flags.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -449,6 +450,28 @@ def test_help(run, script):
 def test_flags_that_would_do_nothing_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
         refuse_flags_without_meaning(PretrainSimple(**flags))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"max_minutes": math.nan}, "--max-minutes must be at least 0"),
+        ({"max_minutes": math.inf}, "--max-minutes must be at least 0 .0 for no limit"),
+        ({"weight_decay": math.nan}, "--weight-decay must be at least 0"),
+        ({"weight_decay": -5.0}, "--weight-decay must be at least 0"),
+        ({"learning_rate": math.inf}, "--learning-rate must be above 0"),
+        ({"other_learning_rate": math.inf}, "--other-learning-rate must be above 0"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        PretrainSimple(**flags)
+
+
+@pytest.mark.parametrize("options", [Pretrain, PretrainSimple])
+def test_a_prompt_that_is_not_utf_8_is_refused_before_anything_is_written(options):
+    with pytest.raises(UserError, match="--sample-prompt is not UTF-8: write it in a UTF-8 terminal"):
+        options(sample_prompt=os.fsdecode(b"\xff"))
 
 
 def test_flags_that_mean_something_are_taken():
