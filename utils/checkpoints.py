@@ -205,7 +205,7 @@ def newest_whole(folder: Path, warn: Callable[[str], object] = print) -> Checkpo
         damage = checkpoint.damage()
         if damage is None:
             return checkpoint
-        warn(f"warning: {damage}; the checkpoint before it is used")
+        warn(f"warning: {damage}; this checkpoint is passed over")
     return None
 
 

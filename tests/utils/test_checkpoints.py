@@ -87,7 +87,10 @@ def test_the_newest_whole_one_is_found_and_damage_is_passed_over(tmp_path):
     assert oldest is not None
     assert oldest.step == 5
     (tmp_path / "step-00000005" / "state").unlink()
+    told.clear()
     assert newest_whole(tmp_path, told.append) is None
+    assert len(told) == 3
+    assert all(text.endswith("; this checkpoint is passed over") for text in told)  # promises none before it
     assert newest_whole(tmp_path / "none") is None
     assert write(tmp_path, 100).damage() is None  # a damaged one is written over
 
