@@ -159,7 +159,18 @@ def test_bfloat16_weights_go_on_bit_for_bit_and_only_the_masters_are_written(tok
         assert any((weight != weight.bfloat16()).any() for weight in written.values())
 
 
-def test_fsdp_goes_on_with_another_number_of_ranks(tokens, tmp_path):
+EXACT = """
+import runpy, sys
+sys.path.insert(0, {root!r})
+from pretraining import optimizers
+optimizers.has_fast_bfloat16 = lambda device: False  # in bfloat16, Muon's products show the order of a sum
+runpy.run_path({script!r}, run_name="__main__")
+"""
+
+
+def test_fsdp_goes_on_with_another_number_of_ranks(tokens, tmp_path, monkeypatch):
+    (tmp_path / "exact.py").write_text(EXACT.format(root=str(ROOT), script=str(ROOT / PRETRAIN)))
+    monkeypatch.setattr(sys.modules[__name__], "PRETRAIN", tmp_path / "exact.py")
     flags = ("--steps", 30, "--optimizer", "muon", "--parallel", "fsdp", "--dropout", 0)
     whole = start(tokens, tmp_path / "whole", *flags, ranks=1)
     _, said = stop_in_the_middle(tokens, tmp_path / "cut", *flags, ranks=2, at=10, number=signal.SIGTERM)
