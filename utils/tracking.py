@@ -112,8 +112,12 @@ def wandb_tracker(
         settings=wandb.Settings(silent=True, console="off"),
     )
 
+    # W&B's own count of steps only goes up, and what a run tells of a step that it went back to would be dropped.
+    run.define_metric("step", hidden=True)
+    run.define_metric("*", step_metric="step")
+
     def track(figures: Figures) -> None:
-        run.log({k: v for k, v in figures.items() if k != "step"}, step=int(figures["step"]))
+        run.log(dict(figures))
 
     return track
 

@@ -83,7 +83,7 @@ def test_what_begins_anew_is_another_run_for_the_trackers_too(options, monkeypat
 
     def init(**arguments):
         begun.append(arguments["id"])
-        return SimpleNamespace(log=lambda *_, **__: None)
+        return SimpleNamespace(log=lambda figures: None, define_metric=lambda *_, **__: None)
 
     wandb = SimpleNamespace(api=SimpleNamespace(api_key=""), init=init, Settings=lambda **_: None)
     monkeypatch.setitem(sys.modules, "wandb", wandb)

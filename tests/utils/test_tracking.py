@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+import sys
+from types import SimpleNamespace
 
 from utils.plots import save_curves
-from utils.tracking import MetricsLog, metric_curves, provenance, read_metrics
+from utils.tracking import MetricsLog, metric_curves, provenance, read_metrics, wandb_tracker
 
 
 def test_metrics_come_back_and_a_torn_last_line_does_not(tmp_path):
@@ -62,3 +64,21 @@ def test_a_plot_is_a_png_of_its_curves(tmp_path):
     save_curves(tmp_path / "two.png", {"loss": ([0, 1], [1.0, 2.0])}, "t", "step", "nats")
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "one.png").read_bytes() != (tmp_path / "two.png").read_bytes()
+
+
+def test_what_a_run_tells_after_going_back_reaches_wandb(tmp_path, monkeypatch):
+    """W&B drops what is told of a step below the last one that it counted."""
+    kept: list[object] = []
+
+    def log(figures, step=None):
+        if step is None or step >= len(kept):
+            kept.append(figures)
+
+    run = SimpleNamespace(log=log, define_metric=lambda *_, **__: None)
+    wandb = SimpleNamespace(api=None, init=lambda **_: run, Settings=lambda **_: None)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    track = wandb_tracker(tmp_path, "offline", "project", "name", {}, goes_on=False)
+    told = [{"step": step, "loss": loss} for step, loss in ((0, 3.0), (1, 9.0), (0, 3.5), (1, 2.0))]
+    for figures in told:
+        track(figures)
+    assert kept == told
