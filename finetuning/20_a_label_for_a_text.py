@@ -770,7 +770,8 @@ print("reading first wins over random weights at every n; pairs of words win ove
 #
 # These are IMDb's (Maas et al. 2011), and nobody made them from patterns. What a notebook cannot wait for was measured
 # beforehand: a GPT of 1.3 million parameters read the training reviews without labels, and then learned the labels of
-# all of them. The commands are in the chapter's README; here is what they wrote.
+# all of them, each once, and in another run each twice. The commands are in the chapter's README; here is what they
+# wrote.
 
 # %%
 from utils.files import read_json
@@ -778,6 +779,7 @@ from utils.tracking import REPOSITORY
 
 folder = REPOSITORY / "finetuning" / "results" / "classifiers"
 real = read_json(folder / "imdb.json")
+real["ways"]["everything, twice"] = read_json(folder / "imdb-2-epochs.json")["ways"]["everything"]
 tests = {name: one["test"] for name, one in (real["baselines"] | real["ways"]).items()}
 del tests["majority"]
 print(f"{tests['naive Bayes']['texts']:,} test reviews; the GPT has {real['base']['parameters']:,} parameters", end=" ")
@@ -802,15 +804,21 @@ axes.set(xlabel="accuracy on the test", ylim=(-0.5, len(names) - 0.2))
 plt.show()
 
 # %%
-best_words = max(test["accuracy_low"] for name, test in tests.items() if name in real["baselines"])
-assert all(one["test"]["accuracy_high"] < best_words for one in real["ways"].values())
-print("the intervals of the best count of words and of the GPTs do not meet")
+best_words = max((tests[name] for name in tests if name in real["baselines"]), key=lambda test: test["accuracy"])
+once, twice = tests["everything"], tests["everything, twice"]
+assert once["accuracy_high"] < best_words["accuracy_low"]
+for one, other in ((twice, best_words), (best_words, twice)):
+    assert one["accuracy_low"] < other["accuracy"] < one["accuracy_high"]
+print("learned once, the GPT's interval and that of the best count of words do not meet; twice, each holds the other")
 
 # %% [markdown]
-# The second finding stands on real reviews: the count of words and pairs wins, here by one point. A GPT of this size
-# that has read no more than these reviews, and learned each label once, comes near. It reads the last 512 tokens of a
-# review, too, where the count sees all of it; nearly one review in five is longer. And there is a difference to the
-# generated reviews: the mean of all vectors has not much less than the last one.
+# The second finding does not stand on real reviews, or not for long: after each label was learned once, the count of
+# words and pairs is ahead by one point; after twice, the GPT has as much. And it reads the last 512 tokens of a review,
+# where the count sees all of it; nearly one review in five is longer. Twice has a price: the calibration error is three
+# times as large. There is one more difference to the generated reviews: the mean of all vectors has not much less than
+# the last one.
+#
+# (Both runs begin with bases of the same command, trained on two processors, which round otherwise.)
 #
 # And with few labels? The first 3,000 reviews, 4,000 of the test, and all choices of section 6 on the same base. LoRA,
 # which learns something small beside each matrix, is notebook 21.
@@ -832,9 +840,9 @@ assert pair[0]["accuracy_high"] < pair[1]["accuracy_low"]
 # nearly as good as everything, or as good, and 4,000 reviews do not tell them apart well.
 #
 # Not all was tried: each GPT had one rate, LoRA and the head alone had two, and no text was learned more than twice.
-# What might beat the count of words, then, is more of that, or a base that has read more than reviews. Howard and Ruder
-# (2018) let an LSTM read a hundred million words of Wikipedia first, then reviews, and report 95.4% on IMDb. Here a
-# processor's hour was the limit; `train_classifier.py --model gpt2` takes a base that somebody else paid for.
+# What might leave the count of words behind, then, is more of that, or a base that has read more than reviews. Howard
+# and Ruder (2018) let an LSTM read a hundred million words of Wikipedia first, then reviews, and report 95.4% on IMDb.
+# Here a processor's hour was the limit; `train_classifier.py --model gpt2` takes a base that somebody else paid for.
 #
 # ## 8. What padding costs
 #
