@@ -102,6 +102,6 @@ def mask_behind_cache(tokens: int, keys: int, device: torch.device) -> Tensor:
     """
     if device.type != "cuda" or torch.compiler.is_compiling():
         return causal_mask(tokens, keys, device)
-    from torch.nn.attention.bias import causal_lower_right  # a second to import, as much as all of torch
+    from torch.nn.attention.bias import causal_lower_right  # slow to import, and only CUDA needs it
 
     return causal_lower_right(tokens, keys)

@@ -92,11 +92,7 @@ def rotation_table(dim: int, length: int, base: float, device: torch.device) -> 
         return torch.stack([angles.cos(), angles.sin()]).float().to(device)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _constant_table(dim: int, length: int, base: float, device: torch.device) -> Tensor:
     """`rotation_table`: a compiled model keeps it, where it would otherwise make all of it anew in every pass."""
     return rotation_table(dim, length, base, device)
-
-
-# All that the decorator torch.compiler.assume_constant_result does, without its import of the compiler: every command
-# starts a second sooner.
-_constant_table._dynamo_marked_constant = True  # type: ignore[attr-defined]

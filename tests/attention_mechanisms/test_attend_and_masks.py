@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 from attention_mechanisms import Rotary
 from attention_mechanisms.attend import fast_attention, mask_behind_cache, plain_attention, rms_normalised
 from attention_mechanisms.masks import causal_mask, document_mask, visible, windowed
-from attention_mechanisms.rotary import _constant_table, rotation_table
+from attention_mechanisms.rotary import rotation_table
 
 
 def make_qkv(group: int, tokens: int, keys: int, d: int = 6, d_value: int = 6) -> tuple[Tensor, Tensor, Tensor]:
@@ -238,11 +238,6 @@ def test_tables_made_while_generating_serve_training():
     y.square().sum().backward()
     torch.testing.assert_close(x.grad, 2 * x)  # a rotation leaves lengths as they are
     assert rotation_table.cache_info().currsize == 1
-
-
-def test_a_constant_is_marked_as_torch_s_decorator_marks_it():
-    decorated = torch.compiler.assume_constant_result(lambda: None)
-    assert vars(decorated) and vars(_constant_table) == vars(decorated)
 
 
 def test_a_compiled_model_does_not_make_the_table_anew():
