@@ -181,7 +181,10 @@ def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None], **fa
 
 
 def find_checkpoints(folder: Path) -> list[Checkpoint]:
-    """The checkpoints in `folder`, the newest first; their files are not compared with the checksums yet."""
+    """The checkpoints in `folder`, the newest first; their files are not compared with the checksums yet.
+
+    One that is renamed or removed while somebody else looks is not among them.
+    """
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         if (name := _NAME.fullmatch(path.name)) and (path / MANIFEST).is_file():
@@ -190,6 +193,8 @@ def find_checkpoints(folder: Path) -> list[Checkpoint]:
                 continue
             try:
                 facts = read_json(path / MANIFEST)
+            except FileNotFoundError:
+                continue
             except ValueError:
                 facts = None
             if isinstance(facts, dict) and facts.get("format") == FORMAT and isinstance(facts.get("files"), dict):

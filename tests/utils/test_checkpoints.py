@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from utils import checkpoints
 from utils.checkpoints import find_checkpoints, load_tree, newest_whole, prune, save_tree, write_checkpoint
+from utils.files import read_json
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
 trees = st.recursive(
@@ -93,6 +94,18 @@ def test_the_newest_whole_one_is_found_and_damage_is_passed_over(tmp_path):
     assert all(text.endswith("; this checkpoint is passed over") for text in told)  # promises none before it
     assert newest_whole(tmp_path / "none") is None
     assert write(tmp_path, 100).damage() is None  # a damaged one is written over
+
+
+def test_one_that_goes_while_somebody_looks_is_not_among_them(tmp_path, monkeypatch):
+    for step in (1, 2):
+        write(tmp_path, step)
+
+    def read_as_it_goes(path):
+        shutil.rmtree(path.parent) if "00000002" in path.parent.name else None
+        return read_json(path)
+
+    monkeypatch.setattr(checkpoints, "read_json", read_as_it_goes)
+    assert [checkpoint.step for checkpoint in find_checkpoints(tmp_path)] == [1]
 
 
 def test_the_last_and_the_best_are_kept(tmp_path):
