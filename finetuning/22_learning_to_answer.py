@@ -636,15 +636,15 @@ full_runs = [held_out_curve(everything, seed) for seed in (0, 1)]
 # %%
 assert min(exact(model, sides["taught"]) for model, _ in answer_runs + full_runs) > 0.95
 assert min(curve[-1] for _, curve in answer_runs) > max(curve[-1] for _, curve in full_runs) + 0.1
-assert all(max(curve) > curve[-1] + 0.05 for _, curve in full_runs)
+assert all(max(curve) > curve[-1] for _, curve in full_runs)
 
 # %% tags=["volatile"]
 for name, runs in (("answers", answer_runs), ("everything", full_runs)):
     print(f"{name:11}", "; ".join(" ".join(f"{share:4.0%}" for share in curve) for _, curve in runs))
 
 # %% [markdown]
-# It is slower, comes near, and falls again as it goes on. What does it say instead? We sort the wrong answers by the
-# name in them.
+# It is slower, and at the end its best is behind it. How high it comes before that hangs on rounding: two kinds of
+# processors took it to very different heights. What does it say instead? We sort the wrong answers by the name in them.
 
 
 # %%
@@ -697,7 +697,7 @@ assert all(full_runs[0][1][-1] < curve[-1] for curve in halves.values())
 # Either half costs less than the whole. So the guess is a part of the truth at most: names alone, one target in each
 # example, do not explain it, and neither does the rest without them. It takes both. Mark the limits, too: one rate
 # served for all and was not searched for, our prompts are few, and we go over them again and again. Stopped in time, by
-# held-out questions, the loss on everything does far better than at its end. Shi et al. 2024 find that loss on
+# held-out questions, the loss on everything does better than at its end. Shi et al. 2024 find that loss on
 # instructions can *help*, where instructions are long and answers short. The mask is a choice to measure; this
 # project's default is the answers.
 #
@@ -1132,6 +1132,8 @@ plt.show()
 # must give the rate of the formula. It finds both answers between their marks; `great` is the one with quality q.
 
 # %%
+import re
+
 from finetuning.instruction.judge import compare
 
 
@@ -1139,7 +1141,7 @@ def simulated(quality, b, seed=0):
     draw = random.Random(seed)
 
     def judge(prompt):
-        a, other = (prompt.split(f"<<<begin of answer {x}>>>\n")[1].split("\n<<<end")[0] for x in "AB")
+        a, other = re.findall(r"<<<begin of answer [AB] \w+>>>\n(.*?)\n<<<end", prompt, re.DOTALL)
         return "[[A]]" if draw.random() < sigmoid(quality(a) - quality(other) + b) else "[[B]]"
 
     return judge
