@@ -8,7 +8,7 @@ import sys
 from types import SimpleNamespace
 
 from utils.plots import save_curves
-from utils.tracking import MetricsLog, metric_curves, provenance, read_metrics, wandb_tracker
+from utils.tracking import Figures, MetricsLog, metric_curves, provenance, read_metrics, wandb_tracker
 
 
 def test_metrics_come_back_and_a_torn_last_line_does_not(tmp_path):
@@ -78,7 +78,7 @@ def test_what_a_run_tells_after_going_back_reaches_wandb(tmp_path, monkeypatch):
     wandb = SimpleNamespace(api=None, init=lambda **_: run, Settings=lambda **_: None)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     track = wandb_tracker(tmp_path, "offline", "project", "name", {}, goes_on=False)
-    told = [{"step": step, "loss": loss} for step, loss in ((0, 3.0), (1, 9.0), (0, 3.5), (1, 2.0))]
+    told: list[Figures] = [{"step": step, "loss": loss} for step, loss in ((0, 3.0), (1, 9.0), (0, 3.5), (1, 2.0))]
     for figures in told:
         track(figures)
     assert kept == told
