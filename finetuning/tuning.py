@@ -35,8 +35,8 @@ from pretraining.run_options import (
     RunOptions,
     alone_with,
     config_of_run,
-    discard_older_checkpoints,
     go_on,
+    make_room,
     may_go_on,
     refuse_another_run,
     trackers_of,
@@ -304,11 +304,10 @@ class Tuning:
             data=self.task.data, device=describe_device(self.ranks.device, o.precision), options=asdict(self.given)
         )
         if self.ranks.is_first:
+            make_room(o, self.resumed)
             trackers = trackers_of(o, loop.step, self.resumed)
             self.metrics = MetricsLog(o.run / "metrics.jsonl", self.progress.metrics, trackers)
             write_json(o.run / "config.json", self.made_by)
-            if not self.resumed:
-                discard_older_checkpoints(o)
         per_epoch = self.task.examples.steps_per_epoch
         if is_unfinished(o.model):
             self.say(f"warning: the run that makes {o.model} has not come to its end: what it had saved is the base")

@@ -34,8 +34,8 @@ from pretraining.run_folder import RunFolder
 from pretraining.run_options import (
     RunOptions,
     alone_with,
-    discard_older_checkpoints,
     go_on,
+    make_room,
     refuse_another_run,
     require_same_data,
     trackers_of,
@@ -244,9 +244,8 @@ class Pretraining:
 
     def _train(self) -> Ending:
         if self.ranks.is_first:
+            make_room(self.options, self.resumed)
             self.run = self._open_folder()
-            if not self.resumed:
-                discard_older_checkpoints(self.options)
         self._say_what_comes()
         hidden = None if self.ranks.is_first else True
         self.bar = tqdm(desc="pretraining", unit="step", disable=hidden, dynamic_ncols=True, **self._progress())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
@@ -12,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pretraining.distributed import Ranks, say_to_all
+from pretraining.run_folder import discard_older_run
 from pretraining.training_loop import TrainingLoop
 from utils.checkpoints import find_checkpoints
 from utils.errors import UserError
 from utils.files import alone_in, read_json
-from utils.tracking import WANDB_ID, Tracker, tensorboard_tracker, wandb_tracker
+from utils.tracking import Tracker, require_wandb_key, tensorboard_tracker, wandb_tracker
 
 
 @dataclass(frozen=True)
@@ -169,25 +169,28 @@ def alone_with(options: RunOptions, ranks: Ranks) -> AbstractContextManager[None
     return alone_in(options.run)
 
 
-def discard_older_checkpoints(options: RunOptions) -> None:
-    """Makes room for the checkpoints of a run that does not go on; for rank 0, once nothing can be refused any more."""
-    shutil.rmtree(options.run / "checkpoints", ignore_errors=True)
-
-
-def trackers_of(options: RunOptions, step: int, goes_on: bool) -> list[Tracker]:
-    """Those that were asked for, of a run that has taken `step` steps before; what they keep of an older run goes.
+def make_room(options: RunOptions, goes_on: bool) -> None:
+    """Removes what an older run left, if this one does not go on with it; for rank 0, before it writes anything.
 
     Raises:
         UserError: W&B is to be told, and nobody is logged in; nothing is lost then.
+    """
+    if options.wandb != "off":
+        require_wandb_key(options.wandb)
+    if not goes_on:
+        discard_older_run(options.run)
+
+
+def trackers_of(options: RunOptions, step: int, goes_on: bool) -> list[Tracker]:
+    """Those that were asked for, of a run that has taken `step` steps before.
+
+    Raises:
+        UserError: W&B is to be told, and nobody is logged in.
     """
     trackers = []
     if options.wandb != "off":
         config, name = asdict(options), options.run.resolve().name
         trackers.append(wandb_tracker(options.run, options.wandb, options.wandb_project, name, config, goes_on))
-    elif not goes_on:
-        (options.run / WANDB_ID).unlink(missing_ok=True)
-    if not goes_on:
-        shutil.rmtree(options.run / "tensorboard", ignore_errors=True)
     if options.tensorboard:
         trackers.append(tensorboard_tracker(options.run / "tensorboard", step))
     return trackers

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pretraining.distributed import Ranks
-from pretraining.run_options import RunOptions, go_on, refuse_another_run, require_same_data, trackers_of
+from pretraining.run_options import RunOptions, go_on, make_room, refuse_another_run, require_same_data, trackers_of
 from pretraining.training_loop import TrainingLoop
 from utils.checkpoints import begin_checkpoint, write_checkpoint
 from utils.errors import UserError
@@ -91,14 +91,18 @@ def test_what_begins_anew_is_another_run_for_the_trackers_too(options, monkeypat
     for goes_on in (False, True, False):
         trackers_of(told, 0, goes_on)
     assert begun[0] == begun[1] != begun[2]
-    events = options.run / "tensorboard" / "events"
-    events.parent.mkdir()
-    events.touch()
+
+
+def test_room_is_made_only_for_what_begins_anew_and_cannot_be_refused_any_more(options, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(api=SimpleNamespace(api_key="")))
+    left = ("tensorboard/events", "checkpoints/step-00000002/state.pt", "wandb_id.txt", "speed.json")
+    for name in left:
+        (options.run / name).parent.mkdir(parents=True, exist_ok=True)
+        (options.run / name).touch()
     with pytest.raises(UserError, match="set WANDB_API_KEY"):
-        trackers_of(replace(options, wandb="online"), 0, False)
-    trackers_of(options, 0, True)
-    assert events.is_file()
-    assert (options.run / "wandb_id.txt").read_text() == begun[2]
-    trackers_of(options, 0, False)
-    assert not events.exists()
-    assert not (options.run / "wandb_id.txt").exists()
+        make_room(replace(options, wandb="online"), False)
+    make_room(options, True)
+    assert all((options.run / name).is_file() for name in left)
+    make_room(options, False)
+    assert not any((options.run / name).exists() for name in left)
+    assert not (options.run / "checkpoints").exists()
