@@ -13,8 +13,8 @@ thousands of them, and then `merge_pieces` takes every step for all at once, sev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate, chain, islice, pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice, pairwise
 from sys import byteorder
 from threading import Lock
 
@@ -63,8 +63,7 @@ class FastEncoder:
         if self._cut is None:
             pieces = self._split(text)
             with self._learning:
-                known = self._learn_pieces(set(pieces))
-            return b"".join(map(known.__getitem__, pieces))
+                return b"".join(next(self._ids_of_pieces([pieces])))
         if len(text) <= _BLOCK:
             return self._encode_blocks([text])[0]
         return b"".join([b"".join(self._encode_blocks(blocks(part, _BLOCK))) for part in blocks(text, _TOGETHER)])
@@ -91,7 +90,7 @@ class FastEncoder:
             try:
                 encoded.append(b"".join(found))  # type: ignore[arg-type]
             except TypeError:  # None cannot be joined
-                missing = {i: words[i] for i, ids in enumerate(found) if ids is None}
+                missing = _missing(found, words)
                 new.update(missing.values())
                 waiting.append((len(encoded), found, missing))
                 encoded.append(b"")
@@ -99,48 +98,65 @@ class FastEncoder:
             with self._learning:
                 self._learn_words(list(new), known)
             for block, found, missing in waiting:
-                for i, word in missing.items():
-                    found[i] = known[word]
-                encoded[block] = b"".join(found)  # type: ignore[arg-type]
+                encoded[block] = b"".join(_filled_in(found, missing, known))
         return encoded
 
     def _learn_words(self, new: list[str], known: dict[str, bytes]) -> None:
         self._word_characters += sum(map(len, new))
-        for group, pieces, starts, ends in words_to_pieces(new, self._split):
-            ids = list(map(self._learn_pieces(set(pieces)).__getitem__, pieces))
-            all_ids = b"".join(ids)
-            places = [0, *accumulate(map(len, ids))]
-            for word, start, end in zip(group, starts, ends, strict=True):
-                known[word] = all_ids[places[start] : places[end]]
+        groups = list(words_to_pieces(new, self._split))
+        ids_of_groups = self._ids_of_pieces([pieces for _, pieces, _, _ in groups])
+        for (words, _, starts, ends), ids in zip(groups, ids_of_groups, strict=True):
+            known.update(zip(words, map(b"".join, map(ids.__getitem__, map(slice, starts, ends))), strict=True))
 
-    def _learn_pieces(self, pieces: set[str]) -> dict[str, bytes]:
-        """What is remembered of pieces, these among them."""
+    def _ids_of_pieces(self, rows: list[list[str]]) -> Iterator[list[bytes]]:
+        """The ids of each piece, row by row; those that were never met are learned from all rows together."""
         if len(self._pieces) > _REMEMBERED or self._piece_characters > _CHARACTERS:
             self._pieces, self._piece_characters = {}, 0
+        known, new = self._pieces, set[str]()
+        waiting = []
+        for pieces in rows:
+            found = list(map(known.get, pieces))
+            missing = _missing(found, pieces)
+            new.update(missing.values())
+            waiting.append((found, missing))
+        self._learn_pieces(new)
+        return (_filled_in(found, missing, known) for found, missing in waiting)
+
+    def _learn_pieces(self, new: set[str]) -> None:
         known, ranks = self._pieces, self._ranks
+        self._piece_characters += sum(map(len, new))
         to_merge: dict[str, bytes] = {}
-        for piece in pieces:
-            if piece not in known:
-                self._piece_characters += len(piece)
-                data = piece.encode("utf-8")
-                token = ranks.get(data)
-                if token is not None:
-                    known[piece] = token.to_bytes(4, byteorder)
-                elif len(data) <= _SHORT_PIECE:
-                    to_merge[piece] = data
-                else:
-                    known[piece] = _packed(merge_by_heap(data, ranks))
+        for piece in new:
+            data = piece.encode("utf-8")
+            token = ranks.get(data)
+            if token is not None:
+                known[piece] = token.to_bytes(4, byteorder)
+            elif len(data) <= _SHORT_PIECE:
+                to_merge[piece] = data
+            else:
+                known[piece] = _packed(merge_by_heap(data, ranks))
         if len(to_merge) < _MANY:
             for piece, data in to_merge.items():
                 known[piece] = _packed(merge_by_heap(data, ranks))
-            return known
+            return
         if self._pair_ranks is None:
             self._pair_ranks = PairRanks(ranks, self._tokens)
         ids, counts = merge_pieces(list(to_merge.values()), self._pair_ranks)
         packed = ids.astype(np.uint32).tobytes()
         ends = [0, *(4 * np.cumsum(counts)).tolist()]
         known.update(zip(to_merge, [packed[start:end] for start, end in pairwise(ends)], strict=True))
-        return known
+
+
+def _missing(found: list[bytes | None], keys: list[str]) -> dict[int, str]:
+    """place -> key, where nothing was found."""
+    return {place: keys[place] for place, ids in enumerate(found) if ids is None}
+
+
+def _filled_in(found: list[bytes | None], missing: dict[int, str], known: dict[str, bytes]) -> list[bytes]:
+    """`found`, with what was missing then and is known now."""
+    for place, key in missing.items():
+        found[place] = known[key]
+    return found  # type: ignore[return-value]  # nothing is None any more
 
 
 def _packed(ids: list[int]) -> bytes:
