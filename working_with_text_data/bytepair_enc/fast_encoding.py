@@ -123,6 +123,7 @@ class FastEncoder:
         return (_filled_in(found, missing, known) for found, missing in waiting)
 
     def _learn_pieces(self, new: set[str]) -> None:
+        """Remembers the ids of pieces that were never met."""
         known, ranks = self._pieces, self._ranks
         self._piece_characters += sum(map(len, new))
         to_merge: dict[str, bytes] = {}
