@@ -809,6 +809,7 @@ once, twice = tests["everything"], tests["everything, twice"]
 assert once["accuracy_high"] < best_words["accuracy_low"]
 for one, other in ((twice, best_words), (best_words, twice)):
     assert one["accuracy_low"] < other["accuracy"] < one["accuracy_high"]
+assert 2.5 < twice["calibration_error"] / once["calibration_error"] < 3.5
 print("learned once, the GPT's interval and that of the best count of words do not meet; twice, each holds the other")
 
 # %% [markdown]

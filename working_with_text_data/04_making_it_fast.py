@@ -859,8 +859,8 @@ plt.show()
 # %% [markdown]
 # Read your own figures above. Ours, from the machine that made this page, say this plainly: **where every word was seen
 # before, Python that remembers is about as fast as compiled Rust that computes. Everywhere else it is slower here**: on
-# words that are new (steady, cold) several times, on a short first text about ten times, on the long run below too, and
-# in decoding about twice. What was gained on this page was gained over our own first version.
+# words that are new (steady, cold) and on a short first text several times, on the long run below ten times and more,
+# and in decoding a little. What was gained on this page was gained over our own first version.
 #
 # And the worst case: one long run of letters, which nothing remembered helps with. tiktoken has a heap for it as well.
 
