@@ -252,10 +252,34 @@ def test_a_special_token_spelled_as_an_ordinary_one_is_not_saved(tmp_path, speci
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("merges", "message"),
+    [
+        ([(97, 98), (97, -1)], "merge 1 joins 97 and -1: ids from 0 to 256 are there"),
+        ([(256, 97)], "merge 0 joins 256 and 97"),
+        ([(97, 98), (256, 99), (98, 99), (97, 258)], "merge 3 spells b'abc', which is the token 257 already"),
+    ],
+)
+def test_merges_that_cannot_be_are_named(merges, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        BytePairTokenizer.from_merges(merges)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"bytes"])
+def test_a_text_among_many_that_is_none_is_refused(tokenizer, wrong):
+    for call in (
+        lambda: tokenizer.encode_batch(["a", wrong]),
+        lambda: BytePairTokenizer.train(["a", wrong], 300),
+    ):
+        with pytest.raises(TypeError, match=f"encodes a str, not {type(wrong).__name__}"):
+            call()
+
+
 def test_one_text_in_place_of_many_is_refused(tokenizer):
     for call in (
         lambda: BytePairTokenizer.train("one text", 300),
         lambda: BytePairTokenizer.train(["a"], 300, special_tokens="<|a|>"),
+        lambda: BytePairTokenizer.from_merges([], special_tokens="<|a|>"),
         lambda: tokenizer.encode_batch("abc"),
         lambda: tokenizer.encode("abc", allowed_special="<|user|>"),
     ):
@@ -287,6 +311,12 @@ def test_what_is_no_id_is_named_wherever_it_stands(tokenizer, wrong):
     for ids in ([wrong], [97, wrong], [97] * 10_000 + [wrong] + [97] * 10_000):
         with pytest.raises(ValueError, match=f"id {re.escape(repr(wrong))} is no token of this vocabulary"):
             tokenizer.decode_bytes(ids)
+
+
+def test_a_tensor_of_fractions_is_no_row_of_ids(tokenizer):
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ValueError, match=r"id tensor\(97.5000\) is no token of this vocabulary"):
+        tokenizer.decode_bytes(torch.tensor([97.5, 98]))
 
 
 def test_ids_may_come_from_anywhere(tokenizer):

@@ -29,6 +29,7 @@ from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -185,7 +186,7 @@ class BytePairTokenizer:
                 f"(256 bytes + {len(special_tokens)} special tokens)"
             )
         merges = training.learn_from_texts(
-            texts,
+            _strings(texts),
             n_merges,
             pattern,
             byte_order=byte_order,
@@ -206,11 +207,24 @@ class BytePairTokenizer:
         special_tokens: Sequence[str] = (END_OF_TEXT,),
         byte_order: Sequence[int] = range(256),
     ) -> BytePairTokenizer:
-        """The tokenizer of learned merges: number m makes the id 256 + m; special tokens take the ids behind."""
+        """The tokenizer of learned merges: number m makes the id 256 + m; special tokens take the ids behind.
+
+        Raises:
+            ValueError: a merge joins what is not there yet, or spells a token once more.
+            TypeError: `special_tokens` is a single str.
+        """
+        if isinstance(special_tokens, str):
+            raise TypeError("special_tokens is a collection of str: write [...] around a single one")
         tokens = [bytes([b]) for b in byte_order]
-        for left, right in merges:
-            tokens.append(tokens[left] + tokens[right])
         ranks = {token: i for i, token in enumerate(tokens)}
+        for m, (left, right) in enumerate(merges):
+            if not (0 <= left < len(tokens) and 0 <= right < len(tokens)):
+                raise ValueError(f"merge {m} joins {left!r} and {right!r}: ids from 0 to {len(tokens) - 1} are there")
+            token = tokens[left] + tokens[right]
+            if token in ranks:
+                raise ValueError(f"merge {m} spells {token!r}, which is the token {ranks[token]} already")
+            ranks[token] = len(tokens)
+            tokens.append(token)
         return cls(ranks, pattern, {text: len(tokens) + i for i, text in enumerate(special_tokens)})
 
     @classmethod
@@ -363,7 +377,7 @@ class BytePairTokenizer:
         if isinstance(texts, str):
             raise TypeError("a batch is a collection of str: write [...] around a single one")
         rules = allowed_special, disallowed_special
-        chunks = chunks_of(texts, _CHUNK)  # of which the new words are learned together
+        chunks = chunks_of(_strings(texts), _CHUNK)  # of which the new words are learned together
         if num_processes == 1:
             for chunk in chunks:
                 yield from self._encode_texts(chunk, *rules)
@@ -404,8 +418,14 @@ class BytePairTokenizer:
             slices = (places[i : i + _SLICE] for i in range(0, len(places), _SLICE))
             return b"".join(["".join(table.take(some).tolist()).encode("latin-1") for some in slices])
         except (IndexError, OverflowError, TypeError):
-            wrong = next(i for i in ids if not hasattr(i, "__index__") or int(i) not in self._bytes_of)
+            wrong = next(i for i in ids if not self._is_token(i))
             raise ValueError(f"id {wrong!r} is no token of this vocabulary (0 … {self.max_token_value})") from None
+
+    def _is_token(self, i: Any) -> bool:
+        try:
+            return index(i) in self._bytes_of
+        except TypeError:
+            return False
 
     def decode_batch(self, batch: Iterable[Iterable[int]], errors: str = "replace") -> list[str]:
         """`decode` of each list of ids."""
@@ -557,6 +577,12 @@ def _any_of(spellings: frozenset[str]) -> regex.Pattern[str]:
 def _require_text(text: object) -> None:
     if not isinstance(text, str):
         raise TypeError(f"a tokenizer encodes a str, not {type(text).__name__}: decode bytes first")
+
+
+def _strings(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        _require_text(text)
+        yield text
 
 
 # --- in another process: the tokenizer is sent once, then chunks of texts ---------------------------------------------

@@ -142,7 +142,11 @@ class FastEncoder:
             return
         if self._pair_ranks is None:
             self._pair_ranks = PairRanks(ranks, self._tokens)
-        ids, counts = merge_pieces(list(to_merge.values()), self._pair_ranks)
+        try:
+            ids, counts = merge_pieces(list(to_merge.values()), self._pair_ranks)
+        except BaseException:  # Ctrl-C may have left half of a pair in the table
+            self._pair_ranks = None
+            raise
         packed = ids.astype(np.uint32).tobytes()
         ends = [0, *(4 * np.cumsum(counts)).tolist()]
         known.update(zip(to_merge, [packed[start:end] for start, end in pairwise(ends)], strict=True))

@@ -232,7 +232,7 @@ def _count(texts: Iterable[str], counted: Counted, kept: _Checkpoint, num_proces
     try:
         pieces = count_pieces(rest, pattern, num_processes, max_pieces, counted, lambda: kept.save_at_times(counted))
         if not pieces:
-            raise ValueError("there is no text to train a tokenizer on: the corpus is empty")
+            raise ValueError("there is no text to train a tokenizer on: the corpus is empty, or too small to be split")
         return MergeLearner.from_pieces(pieces, byte_order)
     except KeyboardInterrupt:
         kept.save(counted)
