@@ -15,7 +15,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -33,12 +33,11 @@ from pretraining.distributed import Ranks, add_up
 from pretraining.optimizers import GaLore, OptimizerName, make_optimizers
 from pretraining.run_options import (
     RunOptions,
-    alone_with,
     config_of_run,
     go_on,
-    make_room,
     may_go_on,
     refuse_another_run,
+    room_for,
     trackers_of,
 )
 from pretraining.training_loop import Ending, Hooks, LoopOptions, Objective, Step, TrainingLoop
@@ -259,13 +258,21 @@ class Tuning:
 
     Args:
         plots: what to draw at each measurement, besides the loss.
+        begin: called on rank 0 before the first step, to write what else the folder is to keep.
 
     Raises:
         UserError, ValueError: flags, data, folder or checkpoint do not fit; one line that says what to do.
     """
 
-    def __init__(self, options: TuningOptions, ranks: Ranks, task: Task, plots: Sequence[Plot] = ()) -> None:
-        self.ranks, self.task, self.plots = ranks, task, plots
+    def __init__(
+        self,
+        options: TuningOptions,
+        ranks: Ranks,
+        task: Task,
+        plots: Sequence[Plot] = (),
+        begin: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.ranks, self.task, self.plots, self.begin = ranks, task, plots, begin
         per_epoch = task.examples.steps_per_epoch
         steps = options.steps or max(1, round(options.epochs * per_epoch))
         every = options.evaluate_every or 10**15
@@ -293,23 +300,21 @@ class Tuning:
 
     def train(self) -> Ending:
         """The run, from where it is to its end."""
-        with alone_with(self.options, self.ranks):
-            return self._train()
-
-    def _train(self) -> Ending:
         o, loop = self.options, self.loop
         trained = sum(p.numel() for p in self.task.model.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.task.model.parameters())
         self.made_by = provenance(
             data=self.task.data, device=describe_device(self.ranks.device, o.precision), options=asdict(self.given)
         )
-        if self.ranks.is_first:
-            make_room(o, self.resumed)
-            trackers = trackers_of(o, loop.step, self.resumed)
-            self.metrics = MetricsLog(o.run / "metrics.jsonl", self.progress.metrics, trackers)
-            write_json(o.run / "config.json", self.made_by)
+        unfinished = is_unfinished(o.model)
+        with room_for(o, self.ranks, self.resumed):
+            if self.ranks.is_first:
+                trackers = trackers_of(o, loop.step, self.resumed)
+                self.metrics = MetricsLog(o.run / "metrics.jsonl", self.progress.metrics, trackers)
+                write_json(o.run / "config.json", self.made_by)
+                self.begin()
         per_epoch = self.task.examples.steps_per_epoch
-        if is_unfinished(o.model):
+        if unfinished:
             self.say(f"warning: the run that makes {o.model} has not come to its end: what it had saved is the base")
         self.say(f"{trained:,} of {total:,} parameters learn, on {describe_device(self.ranks.device, o.precision)}")
         self.say(f"{o.steps:,} steps of {o.batch_size} rows, {o.steps / per_epoch:.1f} epochs")
@@ -375,7 +380,7 @@ class Tuning:
         self.say(f"step {self.loop.step:5d}  {shown}")
         self.progress.samples.append(f"--- step {self.loop.step}, validation loss {loss:.4f}\n{self.task.sample()}\n")
         write_text(self.options.run / "samples.txt", "\n".join(self.progress.samples))
-        if better or self.options.keep == "last":
+        if better or self.options.keep == "last" or not (self.options.run / "model").exists():
             about = {"step": self.loop.step, "minutes": self.progress.minutes, "finished": last}
             self.task.save(self.options.run / "model", self.made_by | {"metrics": self.figures | about})
         elif last:

@@ -43,7 +43,7 @@ from gpt_model.gpt_gqa import GPTWithGQA
 from gpt_model.gpt_mla import GPTWithMLA
 from gpt_model.gpt_swa import GPTWithSWA
 from gpt_model.model_card import model_card
-from utils.files import latest_whole_folder, read_json, replace_folder, write_json, write_text
+from utils.files import latest_whole_folder, read_json, replace_folder, require_replaceable, write_json, write_text
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 from working_with_text_data.bytepair_enc.bpe import END_OF_TEXT
 from working_with_text_data.bytepair_enc.patterns import GPT2_PATTERN
@@ -255,6 +255,11 @@ def save_model(
             (staging / name).write_bytes(content)
         write_json(staging / MADE_BY, made_by or {})
         write_text(staging / CARD, model_card(model, model_type(model), made_by or {}))
+
+
+def require_room_for_model(folder: Path | str) -> None:
+    """Raises ValueError if a model could not be saved there, because `folder` holds something else."""
+    require_replaceable(folder, CONFIG, _OWNED)
 
 
 def _config_from(content: dict[str, Any], path: Path) -> GPTConfig:

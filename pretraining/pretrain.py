@@ -35,9 +35,9 @@ from pretraining.run_options import (
     RunOptions,
     alone_with,
     go_on,
-    make_room,
     refuse_another_run,
     require_same_data,
+    room_for,
     trackers_of,
 )
 from pretraining.training_loop import Ending, Hooks, LoopOptions, NextToken, Step, TrainingLoop, flops_per_token
@@ -239,14 +239,10 @@ class Pretraining:
 
     def train(self) -> Ending:
         """The run, from where it is to its end."""
-        with alone_with(self.options, self.ranks):
-            return self._train()
-
-    def _train(self) -> Ending:
-        if self.ranks.is_first:
-            make_room(self.options, self.resumed)
-            self.run = self._open_folder()
-        self._say_what_comes()
+        with room_for(self.options, self.ranks, self.resumed):
+            if self.ranks.is_first:
+                self.run = self._open_folder()
+            self._say_what_comes()
         hidden = None if self.ranks.is_first else True
         self.bar = tqdm(desc="pretraining", unit="step", disable=hidden, dynamic_ncols=True, **self._progress())
         try:
@@ -400,7 +396,7 @@ class Pretraining:
 
 
 def main(options: Pretrain) -> None:
-    with join_ranks(options.device) as ranks:
+    with join_ranks(options.device) as ranks, alone_with(options, ranks):
         ending = Pretraining(options, ranks).train()
     if ending != "finished":
         sys.exit({"interrupted": EXIT_INTERRUPTED, "terminated": EXIT_TERMINATED}[ending])

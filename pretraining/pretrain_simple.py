@@ -26,13 +26,14 @@ from tqdm import tqdm
 
 from gpt_model import GPT
 from gpt_model.evaluate import next_token_loss
+from gpt_model.pretrained import require_room_for_model
 from pretraining.model_options import ModelOptions, make_model, refuse_flags_without_meaning
 from pretraining.optimizers import make_optimizers
-from pretraining.run_folder import RunFolder, discard_older_run
+from pretraining.run_folder import OF_A_RUN, RunFolder, alone_in_run, room_for_a_run
 from pretraining.schedules import warmup_stable_decay
 from utils.devices import Precision, autocast, describe_device, pick_device
 from utils.errors import EXIT_INTERRUPTED, UserError, refuse_broken_text, run_command
-from utils.files import alone_in, require_writable
+from utils.files import require_writable
 from utils.seeding import seed_everything
 from working_with_text_data.token_shards import Batches, TokenShards
 
@@ -93,34 +94,32 @@ def main(options: PretrainSimple) -> None:
     seed_everything(options.seed)
     device = pick_device(options.device)
     refuse_flags_without_meaning(options)
-    if any((options.run / name).exists() for name in ("metrics.jsonl", "checkpoints")) and not options.overwrite:
-        raise UserError(f"{options.run} holds a run already: choose another folder with --run, or pass --overwrite")
-    shards = TokenShards.open(options.data, options.tokenizer)
-    shards.verify()
-    batches = Batches(
-        shards.arrays["train"], options.context_length, options.batch_size, options.seed, str(options.data)
-    )
-    model = make_model(options, shards).to(device)
-    optimizers = make_optimizers(
-        model, options.optimizer, options.learning_rate, options.other_learning_rate, options.weight_decay
-    )
-    require_writable(options.run).mkdir(parents=True, exist_ok=True)
-    with alone_in(options.run):
-        discard_older_run(options.run)
-        train(options, shards, batches, model, optimizers)
+    with alone_in_run(require_writable(options.run)):
+        if any((options.run / name).exists() for name in OF_A_RUN) and not options.overwrite:
+            raise UserError(f"{options.run} holds a run already: choose another folder with --run, or pass --overwrite")
+        require_room_for_model(options.run / "model")
+        shards = TokenShards.open(options.data, options.tokenizer)
+        shards.verify()
+        batches = Batches(
+            shards.arrays["train"], options.context_length, options.batch_size, options.seed, str(options.data)
+        )
+        model = make_model(options, shards).to(device)
+        optimizers = make_optimizers(
+            model, options.optimizer, options.learning_rate, options.other_learning_rate, options.weight_decay
+        )
+        with room_for_a_run(options.run):
+            run = open_folder(options, shards, model)
+        train(options, run, batches, model, optimizers)
 
 
-def train(
-    options: PretrainSimple, shards: TokenShards, batches: Batches, model: GPT, optimizers: list[torch.optim.Optimizer]
-) -> None:
-    """The run itself, in a folder that no other run writes to meanwhile."""
-    device, tokens_per_step = model.device, options.batch_size * options.context_length
-    run = RunFolder(
+def open_folder(options: PretrainSimple, shards: TokenShards, model: GPT) -> RunFolder:
+    """What measures the model as it learns, and writes the run's folder."""
+    return RunFolder(
         options.run,
         model,
         shards,
         asdict(options),
-        tokens_per_step=tokens_per_step,
+        tokens_per_step=options.batch_size * options.context_length,
         batch_size=options.batch_size,
         precision=options.precision,
         eval_tokens=options.eval_tokens,
@@ -128,6 +127,13 @@ def train(
         seed=options.seed,
         context_length=options.context_length,
     )
+
+
+def train(
+    options: PretrainSimple, run: RunFolder, batches: Batches, model: GPT, optimizers: list[torch.optim.Optimizer]
+) -> None:
+    """The run itself, in a folder that no other run writes to meanwhile."""
+    device, tokens_per_step = model.device, options.batch_size * options.context_length
     print(f"{model.n_parameters:,} parameters on {describe_device(device, options.precision)}")
     limit = f", or {options.max_minutes:g} minutes if those are over first" if options.max_minutes else ""
     epoch = f"one epoch is {batches.steps_per_epoch:,.0f} steps"

@@ -9,10 +9,11 @@ model/           a model folder, replaced as a whole at each measurement
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,80 @@ from gpt_model.evaluate import bytes_of_tokens, evaluate_windows
 from gpt_model.generate import generate_text
 from utils.devices import TrainingPrecision, describe_device
 from utils.errors import UserError
-from utils.files import require_writable, write_json, write_text
+from utils.files import alone_in, require_writable, write_json, write_text
 from utils.plots import save_curves
 from utils.tracking import WANDB_ID, MetricsLog, Tracker, metric_curves, provenance
 from working_with_text_data.token_shards import TokenShards, evaluation_windows
 
+OF_A_RUN = (
+    "config.json", "metrics.jsonl", "checkpoints", "model", "samples.txt", "loss.png", "speed.json", "tensorboard",
+    WANDB_ID, "reference.safetensors",
+)  # fmt: skip
+"""What scripts that train write into their folder, and what is never replaced unasked."""
+_OLDER, _GONE = ".older", ".older.gone"
 
-def discard_older_run(folder: Path) -> None:
-    """Removes what a run that begins anew does not write over: checkpoints to go on from, and what trackers keep."""
-    for name in ("checkpoints", "tensorboard"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (WANDB_ID, "speed.json"):
-        (folder / name).unlink(missing_ok=True)
+
+@contextlib.contextmanager
+def alone_in_run(folder: Path) -> Iterator[None]:
+    """Around a run, from its first look into `folder` on: nobody else may write there meanwhile. Makes the folder.
+
+    Raises:
+        ValueError: another process writes there.
+        OSError: it cannot be made.
+    """
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with alone_in(folder):
+            _bring_back(folder)  # what a kill left aside
+            yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if it is still empty
+
+
+@contextlib.contextmanager
+def room_for_a_run(folder: Path) -> Iterator[None]:
+    """Around all that can still be refused: an older run in `folder` is gone at the end, or back if the block fails.
+
+    Its model stays, until a new one takes its place as a whole.
+    """
+    older = folder / _OLDER
+    older.mkdir(parents=True)
+    for path in _replaced(folder):
+        path.rename(older / path.name)
+    try:
+        yield
+    except BaseException:
+        for path in _replaced(folder):
+            _remove(path)
+        _bring_back(folder)
+        raise
+    older.rename(folder / _GONE)  # in one step: a kill leaves all of it or nothing
+    shutil.rmtree(folder / _GONE, ignore_errors=True)
+
+
+def _replaced(folder: Path) -> list[Path]:
+    there = [folder / name for name in OF_A_RUN if name != "model" and (folder / name).exists()]
+    return [path for path in there if not path.is_symlink()]  # a link to a larger disk, say, stays where it is
+
+
+def _bring_back(folder: Path) -> None:
+    shutil.rmtree(folder / _GONE, ignore_errors=True)
+    older = folder / _OLDER
+    if older.is_dir():
+        for path in older.iterdir():
+            _remove(folder / path.name)
+            path.rename(folder / path.name)
+        older.rmdir()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class RunFolder:

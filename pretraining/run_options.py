@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from gpt_model.pretrained import require_room_for_model
 from pretraining.distributed import Ranks, say_to_all
-from pretraining.run_folder import discard_older_run
+from pretraining.run_folder import OF_A_RUN, alone_in_run, room_for_a_run
 from pretraining.training_loop import TrainingLoop
 from utils.checkpoints import find_checkpoints
 from utils.errors import UserError
-from utils.files import alone_in, read_json
-from utils.tracking import Tracker, require_wandb_key, tensorboard_tracker, wandb_tracker
+from utils.files import read_json
+from utils.tracking import Tracker, tensorboard_tracker, wandb_tracker
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,6 @@ class RunOptions:
     """auto, cpu, cuda, cuda:1 or mps."""
 
 
-_OF_A_RUN = ("metrics.jsonl", "config.json", "checkpoints", "model")
 # What may differ when a run goes on: how fast, how often and whereto, not what is learned.
 _MAY_CHANGE = {
     "run", "resume", "overwrite", "device", "micro_batch_size", "compile", "checkpoint_activations", "chunk_tokens",
@@ -56,8 +56,10 @@ def refuse_another_run(options: RunOptions, may_change: Collection[str] = ()) ->
 
     Raises:
         UserError: another run is there, or the same with other settings.
+        ValueError: where the model is to go stands something else.
     """
-    there = [name for name in _OF_A_RUN if (options.run / name).exists()]
+    require_room_for_model(options.run / "model")
+    there = [name for name in OF_A_RUN if (options.run / name).exists()]
     if may_go_on(options):
         _refuse_other_settings(options, may_change)
     elif options.resume == "auto" and _nothing_was_learned(options.run):
@@ -90,7 +92,9 @@ def _nothing_was_learned(run: Path) -> bool:
     metrics, checkpoints = run / "metrics.jsonl", run / "checkpoints"
     noted = metrics.is_file() and metrics.stat().st_size > 0
     kept = checkpoints.is_dir() and any(not path.name.startswith(".") for path in checkpoints.iterdir())
-    return not (noted or kept or (run / "model").exists())
+    known = (run / "config.json").is_file()  # else nobody knows whose the rest is
+    others = [name for name in OF_A_RUN if name not in ("metrics.jsonl", "checkpoints") and (run / name).exists()]
+    return not (noted or kept or (run / "model").exists() or (others and not known))
 
 
 def _refuse_other_settings(options: RunOptions, may_change: Collection[str]) -> None:
@@ -118,7 +122,10 @@ def config_of_run(run: Path) -> dict[str, Any]:
     config = read_json(path) if path.is_file() else None
     if not isinstance(config, dict) or not isinstance(config.get("options"), dict):
         state = "is missing" if config is None else "is damaged: it has no options"
-        raise UserError(f"{path} {state}: without it nobody can tell whether the run may go on; pass --overwrite")
+        raise UserError(
+            f"{path} {state}: without it nobody can tell whether the run may go on; bring it back, or begin anew with "
+            "--overwrite, which removes what is there"
+        )
     return config
 
 
@@ -157,28 +164,21 @@ def go_on(options: RunOptions, loop: TrainingLoop) -> bool:
     return False
 
 
-def alone_with(options: RunOptions, ranks: Ranks) -> AbstractContextManager[None]:
-    """Around a run: nobody else may write to its folder meanwhile.
+@contextlib.contextmanager
+def alone_with(options: RunOptions, ranks: Ranks) -> Iterator[None]:
+    """Around a run, from its first look into its folder on: nobody else may write there meanwhile.
 
     Raises:
         ValueError: another process writes there.
     """
-    if not ranks.is_first:
-        return contextlib.nullcontext()
-    options.run.mkdir(parents=True, exist_ok=True)
-    return alone_in(options.run)
+    with alone_in_run(options.run) if ranks.is_first else contextlib.nullcontext():
+        say_to_all(ranks, None)  # the others look once the folder is in order
+        yield
 
 
-def make_room(options: RunOptions, goes_on: bool) -> None:
-    """Removes what an older run left, if this one does not go on with it; for rank 0, before it writes anything.
-
-    Raises:
-        UserError: W&B is to be told, and nobody is logged in; nothing is lost then.
-    """
-    if options.wandb != "off":
-        require_wandb_key(options.wandb)
-    if not goes_on:
-        discard_older_run(options.run)
+def room_for(options: RunOptions, ranks: Ranks, goes_on: bool) -> AbstractContextManager[None]:
+    """Around what a run does before its first step: an older one goes if this one does not go on with it."""
+    return room_for_a_run(options.run) if ranks.is_first and not goes_on else contextlib.nullcontext()
 
 
 def trackers_of(options: RunOptions, step: int, goes_on: bool) -> list[Tracker]:

@@ -36,6 +36,7 @@ import numpy as np
 from pretraining.distributed import join_ranks
 from pretraining.model_options import make_model
 from pretraining.pretrain import PRESETS, Pretrain, Pretraining
+from pretraining.run_options import alone_with
 from utils.devices import pick_device
 from utils.errors import EXIT_TERMINATED, UserError, one_line, run_command
 from utils.files import require_writable, sha256_of, write_json
@@ -245,8 +246,9 @@ def run_trial(sweep: Sweep, ranges: list[Range], trial: optuna.Trial) -> float:
 
     print(f"\nTrial {trial.number}: {', '.join(f'{name} {value}' for name, value in drawn.items())}", flush=True)
     try:
-        with join_ranks(sweep.device) as ranks:
-            ending = Pretraining(options_of(sweep, drawn, trial.number), ranks, report).train()
+        options = options_of(sweep, drawn, trial.number)
+        with join_ranks(sweep.device) as ranks, alone_with(options, ranks):
+            ending = Pretraining(options, ranks, report).train()
         if ending != "finished":
             raise Terminated if ending == "terminated" else KeyboardInterrupt
     except KeyboardInterrupt:
@@ -315,12 +317,18 @@ def keep_to_its_search(study: optuna.Study, sweep: Sweep, ranges: list[Range], s
 
 
 def open_study(sweep: Sweep) -> optuna.Study:
-    """The study of that name, as far as it is."""
+    """The study of that name, as far as it is.
+
+    Raises:
+        UserError: there are trials that it does not know, and would replace.
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are tracebacks of failed trials
     folder = require_writable(sweep.folder / sweep.study)
     folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "study.db").exists() and any(folder.glob("trial-*")):
+        raise UserError(f"{folder} holds trials, but no study.db knows them: bring it back, or choose another --study")
     return optuna.create_study(
         storage=_open_storage(folder / "study.db"),
         study_name=sweep.study,

@@ -156,18 +156,24 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _replaceable(folder: Path | str, marker: str, owned: Collection[str]) -> Path:
-    """The folder to replace (what a link points to), after a look that it is ours and the mending of a broken swap."""
+def require_replaceable(folder: Path | str, marker: str, owned: Collection[str]) -> None:
+    """Raises ValueError if `replace_folder` would: before hours of work are spent on what should go there."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose another folder")
-    if folder.is_symlink():
-        folder = folder.resolve()  # the link stays, what it points to is replaced
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     foreign = [name for name in names if not any(fnmatch(name, pattern) for pattern in (marker, *owned))]
     if foreign or (names and marker not in names):
         what = f"{sorted(foreign)[0]!r}, which is not ours" if foreign else f"no {marker}"
         raise ValueError(f"{folder} holds {what}, so it is not replaced: choose another folder")
+
+
+def _replaceable(folder: Path | str, marker: str, owned: Collection[str]) -> Path:
+    """The folder to replace (what a link points to), after a look that it is ours and the mending of a broken swap."""
+    require_replaceable(folder, marker, owned)
+    folder = Path(folder)
+    if folder.is_symlink():
+        folder = folder.resolve()  # the link stays, what it points to is replaced
     folder.parent.mkdir(parents=True, exist_ok=True)
     old = _set_aside(folder)
     if (old / marker).is_file() and not folder.exists():  # a kill fell between the two renames of take_place

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.files import write_text
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -41,8 +41,8 @@ class MetricsLog:
     def __init__(self, path: Path | str, keep_bytes: int = 0, trackers: Sequence[Tracker] = ()) -> None:
         self.path, self.trackers = Path(path), trackers
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = self.path.read_bytes()[:keep_bytes] if keep_bytes and self.path.is_file() else b""
-        self.path.write_bytes(kept)
+        with self.path.open("ab") as file:  # cut where it is: nothing that is kept is written anew
+            file.truncate(min(keep_bytes, file.tell()))
 
     def log(self, **figures: float | int | str) -> None:
         """Appends one line of named figures, but for infinite ones and those that are no number: JSON has none."""
@@ -64,7 +64,10 @@ def tensorboard_tracker(folder: Path, step: int = 0) -> Tracker:
     Args:
         step: what a run that goes on had written beyond it is passed over.
     """
-    from torch.utils.tensorboard import SummaryWriter  # here, because it takes seconds that few runs need
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # here, because it takes seconds that few runs need
+    except ImportError:
+        raise UserError("--tensorboard needs a package that is missing: pip install tensorboard") from None
 
     writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
@@ -78,9 +81,11 @@ def tensorboard_tracker(folder: Path, step: int = 0) -> Tracker:
 
 
 def require_wandb_key(mode: Literal["online", "offline"]) -> None:
-    """Raises UserError if W&B is to be sent figures, and nobody is logged in."""
-    import wandb  # here, because it takes seconds that few runs need
-
+    """Raises UserError if W&B is missing, or is to be sent figures and nobody is logged in."""
+    try:
+        import wandb  # here, because it takes seconds that few runs need
+    except ImportError:
+        raise UserError("--wandb needs a package that is missing: pip install wandb") from None
     if mode == "online" and not wandb.api.api_key:
         raise UserError("W&B knows no key: set WANDB_API_KEY, run `wandb login`, or pass --wandb offline")
 
@@ -93,24 +98,28 @@ def wandb_tracker(
     The run's id is kept in `folder`, so that a run that `goes_on` is the same run there; one that begins gets a new id.
 
     Raises:
-        UserError: it is to be sent, and nobody is logged in. (W&B itself would ask, and wait for ever in a batch job.)
+        UserError: W&B refuses it, cannot be reached, or is missing; or figures are to be sent, and nobody is logged in.
+            (W&B itself would ask, and wait for ever in a batch job.)
     """
+    require_wandb_key(mode)
     import wandb
 
-    require_wandb_key(mode)
     identity = folder / WANDB_ID
-    if not goes_on or not identity.is_file():
+    if not goes_on or not identity.is_file() or not identity.read_text().strip():
         write_text(identity, uuid.uuid4().hex[:8])
-    run = wandb.init(
-        project=project,
-        name=name,
-        id=identity.read_text().strip(),
-        resume="allow",
-        mode=mode,
-        dir=str(folder),
-        config=config,
-        settings=wandb.Settings(silent=True, console="off"),
-    )
+    try:
+        run = wandb.init(
+            project=project,
+            name=name,
+            id=identity.read_text().strip(),
+            resume="allow",
+            mode=mode,
+            dir=str(folder),
+            config=config,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except wandb.errors.Error as error:
+        raise UserError(f"W&B: {one_line(error)}; mend it, or pass --wandb offline or off") from None
 
     # W&B's own count of steps only goes up, and what a run tells of a step that it went back to would be dropped.
     run.define_metric("step", hidden=True)

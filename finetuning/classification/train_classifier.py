@@ -39,6 +39,7 @@ from finetuning.lora import add_lora, lora_layers, merged_weights, save_adapter
 from finetuning.tuning import Arrays, ExampleBatches, Tuning, TuningOptions, blocks_of, exit_unless_finished, quoted
 from gpt_model import GPT, load_model, load_tokenizer
 from pretraining.distributed import Ranks, join_ranks
+from pretraining.run_options import alone_with
 from pretraining.training_loop import Ending, Objective, TrainingLoop
 from utils.errors import UserError, run_command
 from utils.files import write_json, write_text
@@ -223,6 +224,11 @@ def measure_on_test(task: Classification, run: Path, seconds: float) -> dict[str
 
 def train_and_measure(options: TrainClassifier, ranks: Ranks) -> tuple[Ending, dict[str, Any] | None]:
     """The whole run; on rank 0, and if it came to its end, with the figures on the test split."""
+    with alone_with(options, ranks):
+        return _train_and_measure(options, ranks)
+
+
+def _train_and_measure(options: TrainClassifier, ranks: Ranks) -> tuple[Ending, dict[str, Any] | None]:
     task = Classification(options, ranks)
     tuning = Tuning(options, ranks, task)
     if ranks.is_first:

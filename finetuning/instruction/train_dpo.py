@@ -58,7 +58,7 @@ from gpt_model.generate import generate_tokens
 from gpt_model.pretrained import find_folder, load_model, load_tokenizer, origin, save_model
 from gpt_model.sampling import Sampling
 from pretraining.distributed import Ranks, join_ranks, say_to_all
-from pretraining.run_options import refuse_another_run
+from pretraining.run_options import alone_with, refuse_another_run
 from pretraining.training_loop import Objective, TrainingLoop
 from utils.errors import UserError, run_command
 from utils.files import write_bytes
@@ -210,16 +210,18 @@ class PreferenceTask:
         """The log-probabilities of the model as it is now, or as it was when this run began."""
         path, sides = self.options.run / REFERENCE, {"training": self.training, "validation": self.validation}
         key = fingerprint(self.policy, [*self.training, *self.validation]) if self.ranks.is_first else ""
+        self.data["fingerprint"] = key = say_to_all(self.ranks, key)
         kept: dict[str, Floats] | None = None
         if self.options.resume == "auto" and self.ranks.is_first:
             kept = read_reference(path, key)
         kept = say_to_all(self.ranks, kept)
-        if kept is None:
-            kept = {side: self._logprobs(pairs) for side, pairs in sides.items()}
-            if self.ranks.is_first:
-                tensors = {side: torch.from_numpy(values) for side, values in kept.items()}
-                write_bytes(path, safetensors.torch.save(tensors, {"key": key}))
-        return kept
+        return kept or {side: self._logprobs(pairs) for side, pairs in sides.items()}
+
+    def keep_reference(self) -> None:
+        """Writes the reference's log-probabilities, so that a later process goes on against the same."""
+        tensors = {side: torch.from_numpy(values) for side, values in self.reference.items()}
+        kept = safetensors.torch.save(tensors, {"key": str(self.data["fingerprint"])})
+        write_bytes(self.options.run / REFERENCE, kept)
 
 
 def layout_of(model: str, named: FormatName | None = None) -> PromptFormat:
@@ -306,12 +308,12 @@ def read_reference(path: Path, key: str) -> dict[str, Floats] | None:
 
 
 def main(options: TrainDPO) -> None:
-    refuse_another_run(options)
-    with join_ranks(options.device) as ranks:
+    with join_ranks(options.device) as ranks, alone_with(options, ranks):
+        refuse_another_run(options)  # before the minutes that reading and asking the reference may take
         task = PreferenceTask(options, ranks)
         if ranks.is_first:
             _say_what_was_read(task)
-        ending = Tuning(options, ranks, task, [REWARDS]).train()
+        ending = Tuning(options, ranks, task, [REWARDS], task.keep_reference).train()
     if ending == "finished" and ranks.is_first:
         models = f"{quoted(options.model)} {quoted(options.run / 'model')}"
         print(f"Next: python finetuning/instruction/evaluate.py --models {models}")

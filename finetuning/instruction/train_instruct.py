@@ -52,7 +52,7 @@ from finetuning.tuning import (
 from gpt_model import GPT, load_model, load_tokenizer
 from gpt_model.pretrained import origin
 from pretraining.distributed import Ranks, add_up, join_ranks
-from pretraining.run_options import refuse_another_run
+from pretraining.run_options import alone_with, refuse_another_run
 from pretraining.training_loop import Ending, NextToken, TrainingLoop
 from utils.devices import autocast
 from utils.errors import UserError, run_command
@@ -359,7 +359,7 @@ def train(options: TrainInstruct, ranks: Ranks) -> Ending:
 
 
 def main(options: TrainInstruct) -> None:
-    with join_ranks(options.device) as ranks:
+    with join_ranks(options.device) as ranks, alone_with(options, ranks):
         ending = train(options, ranks)
     if ending == "finished" and ranks.is_first:
         command = f"python finetuning/instruction/ask.py --model {quoted(options.run / 'model')}"

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from pretraining.distributed import Ranks
-from pretraining.run_options import RunOptions, go_on, make_room, refuse_another_run, require_same_data, trackers_of
+from pretraining.run_folder import alone_in_run, room_for_a_run
+from pretraining.run_options import RunOptions, go_on, refuse_another_run, require_same_data, trackers_of
 from pretraining.training_loop import TrainingLoop
 from utils.checkpoints import begin_checkpoint, write_checkpoint
 from utils.errors import UserError
@@ -93,16 +94,90 @@ def test_what_begins_anew_is_another_run_for_the_trackers_too(options, monkeypat
     assert begun[0] == begun[1] != begun[2]
 
 
-def test_room_is_made_only_for_what_begins_anew_and_cannot_be_refused_any_more(options, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(api=SimpleNamespace(api_key="")))
-    left = ("tensorboard/events", "checkpoints/step-00000002/state.pt", "wandb_id.txt", "speed.json")
-    for name in left:
-        (options.run / name).parent.mkdir(parents=True, exist_ok=True)
-        (options.run / name).touch()
-    with pytest.raises(UserError, match="set WANDB_API_KEY"):
-        make_room(replace(options, wandb="online"), False)
-    make_room(options, True)
-    assert all((options.run / name).is_file() for name in left)
-    make_room(options, False)
-    assert not any((options.run / name).exists() for name in left)
-    assert not (options.run / "checkpoints").exists()
+OLDER = {
+    "config.json": "{}",
+    "metrics.jsonl": "of the older run",
+    "checkpoints/step-00000002/state.pt": "weights",
+    "tensorboard/events": "figures",
+    "wandb_id.txt": "abc",
+    "speed.json": "{}",
+    "samples.txt": "It was",
+    "reference.safetensors": "of the older model",
+}
+KEPT = {"model/config.json": "{}", "notes.txt": "by hand"}
+
+
+@pytest.fixture
+def older(tmp_path):
+    """The folder of a run, with what a person wrote into it."""
+    for name, text in (OLDER | KEPT).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_older_run_is_gone_once_nothing_can_be_refused_any_more(older):
+    with room_for_a_run(older):
+        (older / "config.json").write_text("new")
+    assert contents(older) == KEPT | {"config.json": "new"}
+    assert {path.name for path in older.iterdir()} == {"model", "notes.txt", "config.json"}
+
+
+@pytest.mark.parametrize("ending", [UserError, KeyboardInterrupt])
+def test_an_older_run_is_back_where_a_new_one_is_refused(older, ending):
+    with pytest.raises(ending), room_for_a_run(older):
+        (older / "config.json").write_text("new")
+        (older / "loss.png").write_text("new")
+        (older / "tensorboard").mkdir()
+        raise ending
+    assert contents(older) == OLDER | KEPT
+    assert not (older / ".older").exists()
+
+
+def test_what_a_kill_left_aside_is_back_for_the_next_run(older):
+    killed = room_for_a_run(older)
+    killed.__enter__()
+    (older / "metrics.jsonl").write_text("")
+    with alone_in_run(older):
+        assert contents(older) == OLDER | KEPT
+    (older / ".older.gone").mkdir()  # killed once the older run was to go
+    with alone_in_run(older):
+        assert contents(older) == OLDER | KEPT
+        assert not (older / ".older.gone").exists()
+
+
+def test_a_link_to_the_checkpoints_stays(older, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("large") / "checkpoints"
+    (older / "checkpoints").rename(elsewhere)
+    (older / "checkpoints").symlink_to(elsewhere)
+    with room_for_a_run(older):
+        assert (older / "checkpoints").is_symlink()
+    assert (elsewhere / "step-00000002" / "state.pt").is_file()
+
+
+def test_a_folder_is_not_made_for_what_is_refused(tmp_path):
+    with pytest.raises(UserError), alone_in_run(tmp_path / "new"):
+        raise UserError("no")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match="another process"), alone_in_run(tmp_path), alone_in_run(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("resume", ["no", "auto"])
+@pytest.mark.parametrize("name", ["tensorboard/mine.txt", "speed.json", "samples.txt", "wandb_id.txt"])
+def test_what_looks_like_part_of_a_run_is_not_replaced_unasked(tmp_path, name, resume):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(UserError, match="holds a run already"):
+        refuse_another_run(RunOptions(tmp_path, resume=resume))
+    refuse_another_run(RunOptions(tmp_path, resume=resume, overwrite=True))
+
+
+def test_a_model_folder_that_cannot_be_replaced_is_seen_at_once(older):
+    (older / "model" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"notes.txt', which is not ours, so it is not replaced"):
+        refuse_another_run(RunOptions(older, overwrite=True))

@@ -7,8 +7,19 @@ import re
 import sys
 from types import SimpleNamespace
 
+import pytest
+
+from utils.errors import UserError
 from utils.plots import save_curves
-from utils.tracking import Figures, MetricsLog, metric_curves, provenance, read_metrics, wandb_tracker
+from utils.tracking import (
+    Figures,
+    MetricsLog,
+    metric_curves,
+    provenance,
+    read_metrics,
+    tensorboard_tracker,
+    wandb_tracker,
+)
 
 
 def test_metrics_come_back_and_a_torn_last_line_does_not(tmp_path):
@@ -82,3 +93,54 @@ def test_what_a_run_tells_after_going_back_reaches_wandb(tmp_path, monkeypatch):
     for figures in told:
         track(figures)
     assert kept == told
+
+
+def test_what_trackers_refuse_is_one_line(tmp_path, monkeypatch):
+    class Refused(Exception):
+        pass
+
+    def init(**_):
+        raise Refused("Invalid project name 'a/b':\nno slashes")
+
+    errors = SimpleNamespace(Error=Refused)
+    wandb = SimpleNamespace(init=init, Settings=lambda **_: None, errors=errors)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with pytest.raises(UserError, match=r"^W&B: Invalid project name 'a/b': no slashes; mend it, or pass --wandb off"):
+        wandb_tracker(tmp_path, "offline", "a/b", "name", {}, goes_on=False)
+
+
+def test_trackers_whose_package_is_missing_say_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        wandb_tracker(tmp_path, "offline", "project", "name", {}, goes_on=False)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        tensorboard_tracker(tmp_path)
+
+
+def test_an_empty_id_of_wandb_is_made_anew(tmp_path, monkeypatch):
+    begun: list[str] = []
+
+    def init(**given):
+        begun.append(given["id"])
+        return SimpleNamespace(log=lambda figures: None, define_metric=lambda *_, **__: None)
+
+    wandb = SimpleNamespace(init=init, Settings=lambda **_: None)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    (tmp_path / "wandb_id.txt").write_text("")
+    wandb_tracker(tmp_path, "offline", "project", "name", {}, goes_on=True)
+    assert begun == [(tmp_path / "wandb_id.txt").read_text()]
+    assert begun[0]
+
+
+def test_a_log_that_goes_on_is_cut_where_it_is(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("0123456789")
+    before = path.stat().st_ino
+    MetricsLog(path, 4)
+    assert path.read_text() == "0123"
+    assert path.stat().st_ino == before
+    MetricsLog(path, 100)
+    assert path.read_text() == "0123"
+    MetricsLog(path)
+    assert path.read_text() == ""
