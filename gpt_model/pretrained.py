@@ -365,7 +365,7 @@ def find_folder(name_or_folder: Path | str, files: tuple[str, ...] = _MODEL_FILE
     """The folder that a user means: one that exists, or else a hub model's, whose `files` are fetched into the cache.
 
     Raises:
-        ValueError: neither a folder nor a hub model.
+        ValueError: neither a folder nor a hub model, or a run's folder.
         ConnectionError: it is not in the cache, and the hub cannot be reached.
     """
     name = name_or_folder.as_posix() if isinstance(name_or_folder, Path) else name_or_folder
@@ -373,6 +373,8 @@ def find_folder(name_or_folder: Path | str, files: tuple[str, ...] = _MODEL_FILE
     if folder.is_dir():
         if revision is not None:
             raise ValueError(f"{folder} is a folder, which has no revision {revision!r}: those are for hub models")
+        if (folder / "model" / CONFIG).is_file() and not _has_safetensors(folder):
+            raise ValueError(f"{folder} is the folder of a run: its model is {folder / 'model'}")
         return folder
     is_path = name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1 or "\\" in name
     if is_path or folder.exists():

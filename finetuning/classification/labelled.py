@@ -46,7 +46,10 @@ from utils.files import require_writable, write_text
 from working_with_text_data.rows import ROW_SUFFIXES, read_rows, require_utf8
 
 _BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
-_WHOLE = re.compile("0|-?[1-9][0-9]*")
+_WHOLE = re.compile("0|-?[1-9][0-9]{0,17}")
+# What files of rows call their splits. Validation rows are learned from: ours is drawn from the training texts.
+_SPLIT_OF: dict[str, str | None] = dict.fromkeys(("train", "training", "validation", "valid", "val", "dev"), "train")
+_SPLIT_OF |= dict.fromkeys(("test", "testing"), "test") | {"unsupervised": None}
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 _OF_ACL = re.compile(r"(?:^|/)(train|test)/(pos|neg)/[^/]+\.txt$")
 SPLITS = ("train", "validation", "test")
@@ -95,7 +98,8 @@ class DataOptions:
     data: str = "synthetic"
     """synthetic; imdb; or a path: an aclImdb folder or its .tar.gz, a .jsonl, .jsonl.gz, .csv or .parquet."""
     test_data: Path | None = None
-    """A second file of rows, the test split; else a column `split` says it, or a tenth of the texts is taken."""
+    """A second file of rows, the test split; else a column `split` says it (train, validation, test), or a tenth of
+    the texts is taken."""
     text_column: str = "text"
     """Of rows: the column with the text."""
     label_column: str = "label"
@@ -371,7 +375,7 @@ def _decoded(data: bytes, where: str) -> str:
 
 
 def _rows(path: Path, options: DataOptions, split: str | None) -> Iterator[tuple[str, str, Any]]:
-    """Rows of a file; a column `split` says train or test, where `split` does not."""
+    """Rows of a file; a column `split` says which (`_SPLIT_OF`), where `split` does not."""
     if not path.is_file():
         raise UserError(f"no file {path}")
     rows = _csv_rows(path) if path.suffix.lower() == ".csv" else read_rows(path)
@@ -387,10 +391,15 @@ def _rows(path: Path, options: DataOptions, split: str | None) -> Iterator[tuple
             kinds = f"a {type(text).__name__} and a {type(label).__name__}"
             raise UserError(f"{path}, row {number}: text and label are {kinds}, not a text and a text or whole number")
         require_utf8(f"{text}{label}", f"{path}, row {number}")
-        told = split or str(row.get("split", "train")).strip().lower()
-        if told not in ("train", "test"):
-            told = "train"  # unlabelled, or somebody's validation: ours comes out of training
-        yield ("train" if options.test_data is not None and split is None else told), text, label
+        told = split or str(row.get("split") or "train").strip().lower()
+        if told not in _SPLIT_OF:
+            raise UserError(f"{path}, row {number} is of the split {told!r}: the column says {', '.join(_SPLIT_OF)}")
+        part = _SPLIT_OF[told]
+        if part is None:
+            continue  # its texts have no labels
+        if isinstance(label, str) and not label.strip():
+            raise UserError(f"{path}, row {number} has no label: give it one, or leave the row out")
+        yield ("train" if options.test_data is not None and split is None else part), text, label
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -42,6 +42,10 @@ class Predict:
     device: str = "cpu"
     """auto, cpu, cuda, cuda:1 or mps."""
 
+    def __post_init__(self) -> None:
+        if self.out is not None and self.out.suffix.lower() != ".png":
+            raise UserError(f"--out {self.out} must end with .png")
+
 
 class Prediction(NamedTuple):
     """What a classifier says of a text."""
@@ -171,8 +175,6 @@ def main(options: Predict) -> None:
     print("Most for it (+) and against it (-):", end=" ")
     print(", ".join(f"{token.strip()!r} {share:+.2f}" for token, share in strongest(prediction)))
     if options.out is not None:
-        if options.out.suffix.lower() != ".png":
-            raise UserError(f"--out {options.out} must end with .png")
         save_words(options.out, prediction)
         print(f"Wrote {options.out}")
 

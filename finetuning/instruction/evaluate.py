@@ -332,6 +332,7 @@ def main(options: Evaluate) -> None:
         system_prompts=prompts,
     )
     write_results(options.out, about, questions, found)  # before a judge is asked, who may not answer
+    print(f"Wrote {options.out}: results.json, answers.html")
     judge = options.judge()
     if judge is not None:
         first = options.models[0]
@@ -342,11 +343,10 @@ def main(options: Evaluate) -> None:
     print(markdown_table(*_table(found)))
     for name, answers in found.items():
         if "wins" in answers.figures:
-            counts = ("wins", "losses", "ties", "moved_with_position", "unparsable")
+            counts = ("wins", "losses", "ties", "moved_with_position", "unparsable", "unanswered")
             told = ", ".join(f"{answers.figures[c]:.0f} {c.replace('_', ' ')}" for c in counts)
             low, high = answers.figures["win_rate_low"], answers.figures["win_rate_high"]
             print(f"{name} against {options.models[0]}: {told}; the rate is {low:.1%} to {high:.1%} with 95 %")
-    print(f"Wrote {options.out}: results.json, answers.html")
     print(f"Next: open {shlex.quote(str(options.out / 'answers.html'))}")
 
 

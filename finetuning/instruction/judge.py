@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -229,20 +230,27 @@ def win_rate(
     `win_rate_low` and `win_rate_high` hold the middle 95 % of the rates of questions drawn with replacement.
 
     Raises:
-        UserError: the judge cannot be reached, or gives no verdict at all.
+        UserError: the judge cannot be reached from the beginning, or gives no verdict at all. Where it fails later, a
+            warning says so, and the figures are of the pairs that it had answered; the others count as `unanswered`.
     """
     stop = Event()
     ask = partial(compare, partial(judge.ask, stop=stop))
     work = _side_by_side(ask, list(zip(questions, ours, theirs, strict=True)), at_once, stop)
+    outcomes: Counter[Outcome] = Counter()
     try:
-        outcomes = Counter(tqdm(work, total=len(questions), desc="judging", unit="pair", leave=False))
+        for outcome in tqdm(work, total=len(questions), desc="judging", unit="pair", leave=False):
+            outcomes[outcome] += 1
+    except UserError as error:
+        if not outcomes:
+            raise
+        print(f"warning: {error}. {outcomes.total()} of {len(questions)} pairs had been answered", file=sys.stderr)
     finally:
         stop.set()
-    judged = len(questions) - outcomes["unparsable"]
+    judged = outcomes.total() - outcomes["unparsable"]
     if not judged:
         raise UserError(
-            f"{judge.model} gave no verdict on any of {len(questions)} pairs: it was asked to end with [[A]], [[B]] or "
-            "[[C]]; choose another --judge-model"
+            f"{judge.model} gave no verdict on any of {outcomes.total()} pairs: it was asked to end with [[A]], [[B]] "
+            "or [[C]]; choose another --judge-model"
         )
     ties = outcomes["tie"] + outcomes["moved"]
     shares = np.array([outcomes["win"], ties, outcomes["loss"]]) / judged
@@ -257,4 +265,5 @@ def win_rate(
         "ties": outcomes["tie"],
         "moved_with_position": outcomes["moved"],
         "unparsable": outcomes["unparsable"],
+        "unanswered": len(questions) - outcomes.total(),
     }

@@ -118,7 +118,10 @@ class PromptFormat:
         if not path.is_file():
             return None
         try:
-            return cls(path.read_text(encoding="utf-8"))
+            template = path.read_text(encoding="utf-8")
+            if not template.strip():
+                raise ValueError("it is empty: bring it back, or train the model again")
+            return cls(template)
         except (ValueError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: {error}") from None
 

@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from finetuning.lora import load_adapter, merge_lora
 from gpt_model import GPT, GPTConfig, load_model
 from gpt_model.pretrained import save_model
 from pretraining.distributed import Ranks
+from pretraining.run_folder import alone_in_run
 from tests.conftest import ROOT, assert_one_clear_line, ended, started
 from utils.errors import UserError
 from working_with_text_data.bytepair_enc import BytePairTokenizer
@@ -409,8 +411,23 @@ def test_a_run_that_goes_on_refuses_another_model_under_the_same_name(base, data
     with pytest.raises(UserError, match=r"began with another model or other pairs .* --overwrite"):
         main(options(model, data, folder, resume="auto"))
     (folder / "reference.safetensors").write_bytes(b"cut short")
+    with pytest.raises(UserError, match="begun with other examples or another tokenizer"):
+        main(options(model, data, folder, resume="auto"))
     main(options(base, data, tmp_path / "other"))
     main(options(model, data, folder, overwrite=True))
+
+
+def test_a_refused_run_leaves_the_older_one_its_reference(base, data, tmp_path):
+    folder = tmp_path / "run"
+    main(options(base, data, folder))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    other = tmp_path / "rows.jsonl"
+    other.write_text("\n".join(Path(data).read_text("utf-8").splitlines()[:-2]) + "\n")
+    with pytest.raises(ValueError, match="no linear layer is called"):
+        main(options(base, other, folder, overwrite=True, lora=True, lora_targets=("nosuch",)))
+    with alone_in_run(folder), pytest.raises(ValueError, match="another process is writing"):
+        main(options(base, other, folder, overwrite=True))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(

@@ -396,6 +396,21 @@ def test_what_is_no_verdict_is_counted(serve):
         win_rate(serve(lambda body: says(None)).judge(), ["q"], ["a"], ["b"])
 
 
+def test_what_a_judge_had_answered_counts_where_it_fails_later(serve, capsys):
+    asked: list[dict[str, Any]] = []
+
+    def reply(body: dict[str, Any]) -> tuple[int, Any]:
+        asked.append(body)
+        return says("[[C]]") if len(asked) <= 4 else (401, {"error": "no credit"})
+
+    server = serve(reply)
+    found = win_rate(server.judge(), ["q"] * 5, list("abcde"), list("vwxyz"), at_once=1)
+    assert (found["ties"], found["unanswered"], found["win_rate"]) == (2, 3, 0.5)
+    assert "2 of 5 pairs had been answered" in capsys.readouterr().err
+    with pytest.raises(UserError, match="401"):
+        win_rate(server.judge(), ["q"], ["a"], ["b"])
+
+
 @pytest.mark.parametrize(
     ("text", "verdict"),
     [

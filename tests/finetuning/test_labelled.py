@@ -154,6 +154,39 @@ def test_wrong_rows_get_a_clear_line(tmp_path, rows, options, message):
         read_labelled(DataOptions(data=write_rows(tmp_path / "rows.jsonl", rows), **options))
 
 
+def test_a_split_that_nobody_knows_is_refused_and_not_learned_from(tmp_path):
+    rows = [row | {"split": ("train", "holdout")[i % 2]} for i, row in enumerate(many(60))]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match=r"row 2 is of the split 'holdout': the column says train, training, valid"):
+        read_labelled(DataOptions(str(tmp_path / "rows.jsonl")))
+
+
+def test_other_names_of_splits_and_rows_without_labels_in_theirs(tmp_path):
+    names = ("training", "dev", "testing", "unsupervised", "", None)
+    rows = [row | {"split": names[i % 6]} for i, row in enumerate(many(120))]
+    rows = [row | ({"label": -1} if row["split"] == "unsupervised" else {}) for row in rows]
+    rows = [row | ({"label": int(i % 4 > 1)} if row["label"] != -1 else {}) for i, row in enumerate(rows)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    data = read_labelled(DataOptions(str(tmp_path / "rows.jsonl")))
+    assert data.labels == ("0", "1")
+    assert sorted(texts(data, "test")) == sorted(row["text"] for row in rows if row["split"] == "testing")
+    learned = sorted(row["text"] for row in rows if row["split"] not in ("testing", "unsupervised"))
+    assert sorted(texts(data, "train") + texts(data, "validation")) == learned
+
+
+def test_a_row_without_a_label_is_named(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"text {i},{i % 2 if i != 3 else ''}\n" for i in range(40)))
+    with pytest.raises(UserError, match=r"rows.csv, row 4 has no label"):
+        read_labelled(DataOptions(str(path)))
+
+
+def test_labels_of_many_digits_are_names(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"text {i},{'7' * 5000 if i % 2 else 1}\n" for i in range(40)))
+    assert read_labelled(DataOptions(str(path))).labels == ("1", "7" * 5000)
+
+
 def test_a_split_is_known_however_it_is_written(tmp_path):
     rows = [row | {"split": ("Test", " TEST ", "Train")[i % 3]} for i, row in enumerate(many(60))]
     data = read_labelled(DataOptions(data=write_rows(tmp_path / "rows.jsonl", rows)))

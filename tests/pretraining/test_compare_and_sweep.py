@@ -421,3 +421,10 @@ def test_a_file_that_is_no_study_gets_one_line(tmp_path):
     (tmp_path / "sweep" / "study.db").write_text("no database, however one looks at it" * 100)
     with pytest.raises(UserError, match=r"study.db cannot be opened .* choose another --study"):
         open_study(Sweep(folder=tmp_path))
+
+
+def test_trials_that_no_study_knows_are_not_replaced(tmp_path):
+    (tmp_path / "s" / "trial-0000" / "model").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds trials, but no study.db knows them"):
+        open_study(Sweep(folder=tmp_path, study="s"))
+    assert (tmp_path / "s" / "trial-0000" / "model").is_dir()
