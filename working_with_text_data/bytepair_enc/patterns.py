@@ -24,8 +24,7 @@ there `{1,3}+` is a repetition. None is needed here, because no alternative coul
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache, partial
 from itertools import accumulate, pairwise
 
@@ -74,33 +73,14 @@ def compile_pattern(pattern: str) -> regex.Pattern[str]:
 
 
 _PUBLISHED = {GPT2_PATTERN, GPT4_PATTERN, FIRST_GPT4_PATTERN, GPT4O_PATTERN}
-
-# Latin, Greek and Cyrillic with their punctuation: all of most European texts. Left out are two kinds of white space,
-# which is only that of ASCII to `re.ASCII`, and the long s, which `regex` takes for an s where case does not count.
-_CODES = (*range(0x530), *range(0x2010, 0x2028), ord("€"), ord("™"))
-_EUROPEAN = [c for c in map(chr, _CODES) if unicodedata.category(c) != "Cn" and c not in "\x85\xa0\u017f"]
-
-
-def _as_class(characters: Iterable[str]) -> str:
-    """What stands between `[` and `]` for these characters, which come in their order: a-z for three or more."""
-    runs: list[list[str]] = []
-    for character in characters:
-        if not runs or ord(character) != ord(runs[-1][-1]) + 1:
-            runs.append([])
-        runs[-1].append(character)
-    return "".join("-".join(re.escape(end) for end in dict.fromkeys((run[0], run[-1]))) for run in runs)
-
-
-european = re.compile(f"[{_as_class(_EUROPEAN)}]*+").fullmatch
-"""Whether all of a text is in the alphabets for which `in_europe` has a quicker pattern."""
+_IN_ASCII = {"L": "A-Za-z", "Lu": "A-Z", "Ll": "a-z", "Lt": "", "Lm": "", "Lo": "", "M": "", "N": "0-9"}
 
 
 @lru_cache
-def in_europe(pattern: str) -> re.Pattern[str] | None:
-    r"""What cuts texts that are `european` as a published pattern does; None for other patterns.
+def in_ascii(pattern: str) -> re.Pattern[str] | None:
+    r"""What cuts ASCII text as a published pattern does; None for other patterns.
 
-    In few alphabets the letters, \p{L}, can be written down, and then the standard library's `re` can look for them,
-    which is the faster of the two engines.
+    In ASCII \p{L} is A-Za-z, and the standard library's `re`, the faster of the two engines, can say that.
     """
     if pattern not in _PUBLISHED:
         return None
@@ -108,8 +88,7 @@ def in_europe(pattern: str) -> re.Pattern[str] | None:
     for part in re.findall(r"\\p\{\w+\}|\\.|.", pattern):
         in_class = part == "[" or (in_class and part != "]")
         if part.startswith(r"\p"):
-            kind = _as_class(c for c in _EUROPEAN if unicodedata.category(c).startswith(part[3:-1]))
-            part = kind if in_class else f"[{kind}]"
+            part = _IN_ASCII[part[3:-1]] if in_class else f"[{_IN_ASCII[part[3:-1]]}]"
         translated.append(part)
     return re.compile("".join(translated), re.ASCII)  # with this flag `\s` is what `regex` takes for it, too
 
@@ -119,7 +98,7 @@ def split_into_pieces(pattern: regex.Pattern[str], text: str) -> list[str]:
 
     The published patterns match every character, and then this is `findall`, but for what `unicode_pin.py` explains.
     """
-    if (quick := in_europe(pattern.pattern)) and (text.isascii() or european(text)):
+    if text.isascii() and (quick := in_ascii(pattern.pattern)):
         return quick.findall(text)
     shown = as_unicode_16(text)
     pieces: list[str] = pattern.findall(shown)

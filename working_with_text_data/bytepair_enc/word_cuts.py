@@ -34,7 +34,6 @@ from working_with_text_data.bytepair_enc.patterns import (
     GPT4_PATTERN,
     GPT4O_PATTERN,
     Pattern,
-    european,
 )
 
 Cutter = Callable[[str], list[str]]
@@ -84,8 +83,7 @@ def words_to_pieces(
     Asking the pattern about each word by itself costs more than its answer. So words are joined with something between
     them that keeps them apart: a space and a letter end any word, and before one that does not begin with white space
     comes a line end too, which no letter keeps. Only a word that ends in other white space than a line end is asked
-    about alone, since it was the end of a text. Words in European alphabets are apart, because for these the pattern is
-    quicker, and those in ASCII, of which Python makes slices sooner.
+    about alone, since it was the end of a text. Words in ASCII are apart, because for these the pattern is quicker.
 
     Args:
         words: from one of `CUTTERS`, in any order.
@@ -98,8 +96,7 @@ def words_to_pieces(
     alone, together = _parted(words, map(_LOOSE_ENDS.__contains__, map(itemgetter(-1), words)))
     behind_space, others = _parted(together, map(_SPACES.__contains__, map(itemgetter(0), together)))
     for words_alike, between, pieces_between in ((behind_space, " a", 1), (others, " a\n", 2)):
-        ascii_words, rest = _parted(words_alike, map(str.isascii, words_alike))
-        for group in (ascii_words, *_parted(rest, map(european, rest))):
+        for group in _parted(words_alike, map(str.isascii, words_alike)):
             if not group:
                 continue
             pieces = split(between + between.join(group))
@@ -115,7 +112,7 @@ def words_to_pieces(
         yield [word], pieces, [0], [len(pieces)]
 
 
-def _parted(words: Sequence[str], chosen: Iterable[object]) -> tuple[list[str], list[str]]:
+def _parted(words: Sequence[str], chosen: Iterable[bool]) -> tuple[list[str], list[str]]:
     """The words that are chosen, and the others; in their order."""
     flags = list(chosen)
     return list(compress(words, flags)), list(compress(words, map(not_, flags)))
