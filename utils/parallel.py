@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import chain, islice
 from typing import Any, TypeVar
+
+from utils.errors import interrupts_wait
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -56,7 +60,8 @@ def map_in_order(
         ahead: deque[Future[Result]] = deque()
         try:
             for item in items:
-                ahead.append(pool.submit(function, item))
+                with _deaf_to_interrupts():
+                    ahead.append(pool.submit(function, item))  # which starts a process, as long as there are too few
                 if len(ahead) > 2 * num_processes:
                     yield ahead.popleft().result()
             while ahead:
@@ -64,3 +69,20 @@ def map_in_order(
         finally:
             for future in ahead:
                 future.cancel()
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes that are started here leave Ctrl-C, which a terminal sends to all, to this one, which ends them.
+
+    Else those that are still importing would show tracebacks. Windows knows no mask of signals; there they do.
+    """
+    with interrupts_wait():
+        if not hasattr(signal, "pthread_sigmask"):
+            yield
+            return
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a new process begins with it
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
