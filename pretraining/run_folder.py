@@ -64,6 +64,7 @@ def room_for_a_run(folder: Path) -> Iterator[None]:
 
     Its model stays, until a new one takes its place as a whole.
     """
+    _bring_back(folder)
     older = folder / _OLDER
     older.mkdir(parents=True)
     for path in _replaced(folder):

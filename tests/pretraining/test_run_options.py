@@ -139,11 +139,15 @@ def test_an_older_run_is_back_where_a_new_one_is_refused(older, ending):
 
 
 def test_what_a_kill_left_aside_is_back_for_the_next_run(older):
-    killed = room_for_a_run(older)
-    killed.__enter__()
+    killed = [room_for_a_run(older), room_for_a_run(older)]  # kept: to be forgotten would end them in order
+    killed[0].__enter__()
     (older / "metrics.jsonl").write_text("")
     with alone_in_run(older):
         assert contents(older) == OLDER | KEPT
+    killed[1].__enter__()
+    with pytest.raises(UserError), room_for_a_run(older):  # who asks for no lock finds it in order, too
+        raise UserError("no")
+    assert contents(older) == OLDER | KEPT
     (older / ".older.gone").mkdir()  # killed once the older run was to go
     with alone_in_run(older):
         assert contents(older) == OLDER | KEPT
