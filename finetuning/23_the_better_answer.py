@@ -1236,7 +1236,7 @@ options = TrainDPO(**where, steps=4, learning_rate=1e-3, precision="float32", de
 # %%
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
     task = PreferenceTask(options, HERE)
-    Tuning(options, HERE, task).train()
+    Tuning(options, HERE, task, begin=task.keep_reference).train()
 logged = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
 script = [row["loss"] for row in logged if "loss" in row]
 mine = []
