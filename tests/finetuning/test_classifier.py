@@ -27,11 +27,12 @@ from finetuning.classification.metrics import (
     report,
     save_picture,
 )
-from finetuning.classification.predict import contributions_of, predict, save_words
+from finetuning.classification.predict import Predict, contributions_of, predict, save_words
 from finetuning.classification.train_classifier import LabelLoss
 from gpt_model import GPT, GPTConfig, load_model
 from gpt_model.pretrained import to_huggingface
 from tests.conftest import assert_one_clear_line
+from utils.errors import UserError
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 from working_with_text_data.token_shards import IGNORE
 
@@ -259,3 +260,8 @@ def test_predict_s_command(run, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] in ("bad", "good")
     assert_one_clear_line(run("finetuning/classification/predict.py", "--model", tmp_path), "holds no classifier")
+
+
+def test_a_picture_that_is_no_png_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(UserError, match=r"words\.jpg must end with \.png"):
+        Predict(out=tmp_path / "words.jpg")

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from finetuning.instruction.prompt_format import TEMPLATES, Encoded, Message, PromptFormat
 from gpt_model import GPT, GPTConfig
+from gpt_model.pretrained import find_folder
 from utils.errors import UserError
 from working_with_text_data.bytepair_enc import BytePairTokenizer
 from working_with_text_data.bytepair_enc.bpe import END_OF_TEXT
@@ -201,3 +202,18 @@ def test_a_template_is_compiled_once_however_many_examples_there_are(tokenizer, 
     PromptFormat(own).encode(tokenizer, messages)
     assert texts == {PromptFormat.named("chat").text(messages)}
     assert compiled.count(own) == 1
+
+
+def test_an_empty_template_names_its_file(tmp_path):
+    (tmp_path / "chat_template.jinja").write_text(" \n")
+    with pytest.raises(UserError, match=r"chat_template\.jinja: it is empty"):
+        PromptFormat.of(tmp_path)
+
+
+def test_a_run_s_folder_is_told_from_its_model(tmp_path):
+    (tmp_path / "model").mkdir()
+    for folder in (tmp_path, tmp_path / "model"):
+        (folder / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is the folder of a run: its model is .*model$"):
+        find_folder(tmp_path)
+    assert find_folder(tmp_path / "model") == tmp_path / "model"
